@@ -1,0 +1,18 @@
+//! The file that `torch.save` writes, as data: no I/O, no unsafe code.
+//!
+//! Writing: [`archive`] names the records of one archive, [`layout`] says where every byte of
+//! them lies before one of them is written. Reading: [`index`] finds the records of an untrusted
+//! file, [`framing`] says what every byte between them has to be, and [`pickle`] turns `data.pkl`
+//! into a graph of plain values without executing anything.
+
+pub mod archive;
+mod canonical;
+pub mod checksum;
+pub mod error;
+pub mod framing;
+pub mod index;
+pub mod layout;
+pub mod pickle;
+mod zip;
+
+pub use error::FormatError;

@@ -1,0 +1,221 @@
+//! Names for tensors: the keys on the way from the root, as a reader of messages wants them.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+
+use super::graph::{Graph, Node, NodeId, StorageId};
+use super::reach;
+
+/// Longer names lose their front. Without a bound a pickle could make one long key, or a deep
+/// nest, part of a million names.
+const MAX_NAME_CHARS: usize = 512;
+
+/// What stands before a name that lost its front.
+const CUT: char = '…';
+
+/// One step of a path, linked to the step before.
+struct Step {
+    parent: Option<u32>,
+    key: Key,
+}
+
+#[derive(Clone, Copy)]
+enum Key {
+    /// The key of a dict item.
+    Node(NodeId),
+    /// The position in a list or tuple.
+    Index(usize),
+    /// The attribute of an `OrderedDict`.
+    Metadata,
+}
+
+/// An object to visit, and the last step of its path.
+#[derive(Clone, Copy)]
+struct Visit {
+    node: NodeId,
+    path: Option<u32>,
+    /// In the arguments of an opaque call: tuples are no steps of their own there.
+    is_argument: bool,
+}
+
+/// Every tensor and storage below the root, depth first, each object once.
+pub(super) fn tensor_names(graph: &Graph) -> Vec<(StorageId, String)> {
+    let mut walk = Walk {
+        graph,
+        states: reach::states_of(graph),
+        steps: Vec::new(),
+        visits: Vec::new(),
+    };
+    let mut seen = vec![false; graph.nodes.len()];
+    let mut names = Vec::new();
+    walk.visits.push(Visit {
+        node: graph.root,
+        path: None,
+        is_argument: false,
+    });
+    while let Some(visit) = walk.visits.pop() {
+        if !reach::mark(&mut seen, visit.node) {
+            continue;
+        }
+        match graph.node(visit.node) {
+            Node::Tensor(tensor) => names.push((tensor.storage, walk.name(visit.path))),
+            Node::Storage(storage) => names.push((*storage, walk.name(visit.path))),
+            node => walk.descend(node, visit),
+        }
+    }
+    names
+}
+
+struct Walk<'a> {
+    graph: &'a Graph,
+    states: HashMap<NodeId, Vec<NodeId>>,
+    steps: Vec<Step>,
+    visits: Vec<Visit>,
+}
+
+impl Walk<'_> {
+    /// Pushes the children of a node so that the first comes off the stack first.
+    fn descend(&mut self, node: &Node, visit: Visit) {
+        let first_child = self.visits.len();
+        match node {
+            Node::Tuple(items) if visit.is_argument => {
+                items.iter().for_each(|item| self.stay(*item, visit));
+            }
+            Node::Tuple(items) | Node::Set(items) => self.sequence(items, visit),
+            Node::List(items) => self.sequence(items, visit),
+            Node::Dict(items) => self.items(items, visit),
+            Node::OrderedDict { items, metadata } => {
+                self.items(items, visit);
+                if let Some(metadata) = metadata {
+                    self.go(*metadata, visit, Key::Metadata);
+                }
+            }
+            Node::Counter(counter) => {
+                self.stay(counter.args, visit);
+                self.items(&counter.items, visit);
+            }
+            Node::Parameter { tensor, .. } => self.stay(*tensor, visit),
+            Node::Call { args, .. } | Node::NewObject { args, .. } => self.stay(*args, visit),
+            _ => {}
+        }
+        for state in self.states.get(&visit.node).cloned().into_iter().flatten() {
+            self.stay(state, visit);
+        }
+        if let Some(children) = self.visits.get_mut(first_child..) {
+            children.reverse();
+        }
+    }
+
+    fn sequence(&mut self, items: &[NodeId], visit: Visit) {
+        for (index, item) in items.iter().enumerate() {
+            self.go(*item, visit, Key::Index(index));
+        }
+    }
+
+    fn items(&mut self, items: &[(NodeId, NodeId)], visit: Visit) {
+        for (key, value) in items {
+            // A tensor may be a key; it is then named like the item.
+            self.go(*key, visit, Key::Node(*key));
+            self.go(*value, visit, Key::Node(*key));
+        }
+    }
+
+    /// Visits a child that is one step further.
+    fn go(&mut self, node: NodeId, from: Visit, key: Key) {
+        if !self.holds_tensors(node) {
+            return;
+        }
+        let path = u32::try_from(self.steps.len()).ok();
+        let parent = from.path;
+        self.steps.push(Step { parent, key });
+        self.visits.push(Visit {
+            node,
+            path,
+            is_argument: false,
+        });
+    }
+
+    /// Visits a child that is known by its parent's name.
+    fn stay(&mut self, node: NodeId, from: Visit) {
+        self.visits.push(Visit {
+            node,
+            path: from.path,
+            is_argument: true,
+        });
+    }
+
+    /// Whether there can be a tensor in an object; saves a step for each number and text.
+    fn holds_tensors(&self, node: NodeId) -> bool {
+        !matches!(
+            self.graph.node(node),
+            Node::None | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)
+        )
+    }
+
+    /// The name of a path, put together from its end, as that is what a long one keeps.
+    fn name(&self, path: Option<u32>) -> String {
+        if path.is_none() {
+            return "<root>".to_owned();
+        }
+        let mut parts = Vec::new();
+        let mut chars = 0_usize;
+        let mut at = path;
+        while let Some(step) = at.and_then(|index| self.steps.get(index as usize)) {
+            let part = self.part(step.key);
+            chars = chars.saturating_add(part.chars().count()).saturating_add(1);
+            parts.push(part);
+            at = step.parent;
+            if chars > MAX_NAME_CHARS {
+                break;
+            }
+        }
+        parts.reverse();
+        shorten(parts.join("."), at.is_some())
+    }
+
+    fn part(&self, key: Key) -> String {
+        match key {
+            Key::Index(index) => index.to_string(),
+            Key::Metadata => "_metadata".to_owned(),
+            Key::Node(node) => match self.graph.node(node) {
+                Node::Text(text) => printable(self.graph.text(*text)),
+                Node::Int(number) => number.to_string(),
+                Node::Bool(true) => "True".to_owned(),
+                Node::Bool(false) => "False".to_owned(),
+                Node::None => "None".to_owned(),
+                Node::Float(number) => format!("{number:?}"),
+                other => format!("<{}>", other.kind()),
+            },
+        }
+    }
+}
+
+/// The end of a text, with control characters escaped: a name may be printed on a terminal.
+fn printable(text: &[u8]) -> String {
+    // A character has up to four bytes.
+    let start = text
+        .len()
+        .saturating_sub(MAX_NAME_CHARS.saturating_add(1).saturating_mul(4));
+    let text = String::from_utf8_lossy(text.get(start..).unwrap_or_default());
+    let mut printable = String::with_capacity(text.len());
+    for char in text.chars() {
+        if char.is_control() {
+            // Writing to a string cannot fail.
+            let _ = write!(printable, "{}", char.escape_default());
+        } else {
+            printable.push(char);
+        }
+    }
+    printable
+}
+
+fn shorten(name: String, has_more: bool) -> String {
+    let chars = name.chars().count();
+    if chars <= MAX_NAME_CHARS && !has_more {
+        return name;
+    }
+    let dropped = chars.saturating_sub(MAX_NAME_CHARS);
+    std::iter::once(CUT)
+        .chain(name.chars().skip(dropped))
+        .collect()
+}
