@@ -1,0 +1,184 @@
+//! What can go wrong, with where it happened.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+use fastckpt_format::FormatError;
+use fastckpt_format::pickle::PickleError;
+
+/// The result of everything that touches files.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What was being done when the operating system refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Opening a file for reading.
+    Open,
+    /// Reading from a file.
+    Read,
+    /// Mapping a file into memory.
+    Map,
+    /// Opening the directory that a file goes to.
+    OpenDirectory,
+    /// Looking at what is at the destination now.
+    Inspect,
+    /// Creating the temporary file.
+    Create,
+    /// Reserving the space on the disk.
+    Allocate,
+    /// Writing.
+    Write,
+    /// Cutting the file to its exact size.
+    Truncate,
+    /// Flushing the file to the disk.
+    Sync,
+    /// Renaming the temporary file to its final name.
+    Rename,
+    /// Flushing the directory to the disk.
+    SyncDirectory,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "opening the file",
+            Self::Read => "reading",
+            Self::Map => "mapping the file",
+            Self::OpenDirectory => "opening the directory",
+            Self::Inspect => "looking at the destination",
+            Self::Create => "creating the temporary file",
+            Self::Allocate => "reserving disk space",
+            Self::Write => "writing",
+            Self::Truncate => "setting the file size",
+            Self::Sync => "flushing the file to disk (fsync)",
+            Self::Rename => "renaming the temporary file",
+            Self::SyncDirectory => "flushing the directory to disk (fsync)",
+        })
+    }
+}
+
+/// A record whose bytes are not those that were written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChecksumMismatch {
+    /// The file.
+    pub path: PathBuf,
+    /// Name of the record, without the root folder.
+    pub record: String,
+    /// The tensors that lie in it, where data.pkl could be decoded.
+    pub tensors: Vec<String>,
+    /// Offset of the record's payload in the file.
+    pub offset: u64,
+    /// Size of the record's payload in bytes.
+    pub nbytes: u64,
+    /// The CRC-32 in the file's directory.
+    pub expected: u32,
+    /// The CRC-32 of the bytes that are there.
+    pub found: u32,
+}
+
+impl fmt::Display for ChecksumMismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("checksum mismatch in ")?;
+        match self.tensors.as_slice() {
+            [] => write!(f, "record {}", self.record)?,
+            [first] => write!(f, "tensor '{first}' (record {}", self.record)?,
+            [first, rest @ ..] => {
+                write!(f, "tensor '{first}' and {} more that share its storage (record {}", rest.len(), self.record)?;
+            }
+        }
+        write!(f, " of {}", self.path.display())?;
+        if !self.tensors.is_empty() {
+            f.write_str(")")?;
+        }
+        write!(
+            f,
+            ", bytes {} to {}: expected {:#010x}, found {:#010x}",
+            self.offset,
+            self.offset.saturating_add(self.nbytes),
+            self.expected,
+            self.found
+        )
+    }
+}
+
+/// Everything that can go wrong in the core.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{source} (while {phase}): {}", path.display())]
+    Io {
+        /// What was being done.
+        phase: Phase,
+        /// The file or directory.
+        path: PathBuf,
+        /// The system's error, with its errno.
+        source: io::Error,
+    },
+    /// The new file has its final name, but whether it would survive a power cut is not known.
+    #[error(
+        "{source} (while {}): {} has been renamed into place, but the rename may not survive a power cut",
+        Phase::SyncDirectory,
+        path.display()
+    )]
+    CommitUnknown {
+        /// The directory whose fsync failed.
+        path: PathBuf,
+        /// The system's error, with its errno.
+        source: io::Error,
+    },
+    /// The file is no archive that torch.save writes.
+    #[error("{}: {source}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// data.pkl is not a pickle that may be decoded.
+    #[error("{}: {source}", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: PickleError,
+    },
+    /// A record is not there, or says what it cannot.
+    #[error("{}: record {record} {problem}", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Name of the record, without the root folder.
+        record: String,
+        /// What is wrong with it: the rest of a sentence that begins with its name.
+        problem: String,
+    },
+    /// A record's bytes are not those that were written.
+    #[error("{0}")]
+    Checksum(Box<ChecksumMismatch>),
+    /// Memory for the job could not be had.
+    #[error("not enough memory: {nbytes} bytes were refused")]
+    OutOfMemory {
+        /// What was asked for.
+        nbytes: u64,
+    },
+    /// Not one thread could be started, and the job cannot do without.
+    #[error("no thread could be started: {source}")]
+    Threads {
+        /// The system's error, with its errno.
+        source: io::Error,
+    },
+    /// The observer asked to stop; it knows why.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+impl Error {
+    /// Wraps a system error with where it happened.
+    pub(crate) fn io(phase: Phase, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { phase, path, source }
+    }
+}

@@ -1,0 +1,140 @@
+//! The file operations the core uses, as traits: the real ones, and any that a test puts in their
+//! place to count them, make them fail or forget what was not synced.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::mapping::Mapping;
+
+mod real;
+
+pub use real::RealFiles;
+
+/// Direct I/O moves whole blocks of this size between the disk and memory that is aligned to it:
+/// the page size, and at least the sector size of every disk in use.
+pub const BLOCK_NBYTES: u64 = 4096;
+
+/// What stands at a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    Regular,
+    /// A symbolic link.
+    Symlink,
+    /// A directory.
+    Directory,
+    /// A FIFO, socket or device.
+    Special,
+}
+
+/// What `stat` says of a file, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metadata {
+    /// What it is.
+    pub kind: FileKind,
+    /// Size in bytes.
+    pub nbytes: u64,
+    /// Permission bits (07777).
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names that the file has; 0 once it has been unlinked.
+    pub links: u64,
+}
+
+/// The way in: paths.
+pub trait Files: Send + Sync + fmt::Debug {
+    /// Opens a directory, to work in it whatever becomes of its path.
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>>;
+    /// Opens a regular file for reading; anything else is refused without blocking on it.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
+    /// What stands at the path itself, symbolic links not followed; `None` where nothing does.
+    fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>>;
+    /// Where a symbolic link points.
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
+}
+
+/// An open directory.
+pub trait Directory: Send + Sync + fmt::Debug {
+    /// Creates a file that must not exist yet, for writing; `direct` asks for direct I/O
+    /// (`EINVAL` where the file system has none). The mode is `mode` less the umask.
+    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>>;
+    /// What stands at this name, symbolic links not followed; `None` where nothing does.
+    fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>>;
+    /// Renames within the directory, replacing what is there, atomically.
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+    /// Removes a name.
+    fn unlink(&self, name: &OsStr) -> io::Result<()>;
+    /// Makes creations, renames and removals durable.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// An open file. Positions are always given: no call depends on another.
+pub trait File: Send + Sync + fmt::Debug {
+    /// What `fstat` says.
+    fn metadata(&self) -> io::Result<Metadata>;
+    /// Reads up to `buffer.len()` bytes; 0 at the end of the file.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// The same, but only what the page cache holds: `WouldBlock` where that is nothing,
+    /// `Unsupported` where the system cannot tell.
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Writes up to `bytes.len()` bytes.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+    /// Reserves space for `nbytes` bytes from the beginning; `Unsupported` where the file system
+    /// cannot.
+    fn allocate(&self, nbytes: u64) -> io::Result<()>;
+    /// Sets the size.
+    fn truncate(&self, nbytes: u64) -> io::Result<()>;
+    /// Makes contents and size durable.
+    fn sync(&self) -> io::Result<()>;
+    /// Sets permission bits, and owner and group as far as that is allowed.
+    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()>;
+    /// Takes an exclusive lock that lasts until the file is closed, without waiting.
+    fn lock(&self) -> io::Result<()>;
+    /// Switches direct I/O on or off.
+    fn set_direct(&self, direct: bool) -> io::Result<()>;
+    /// The same file, opened again for direct reads.
+    fn open_direct(&self) -> io::Result<Arc<dyn File>>;
+    /// Maps `nbytes` bytes from `offset` (a multiple of the page size) on, privately.
+    fn map(&self, offset: u64, nbytes: usize) -> io::Result<Mapping>;
+}
+
+/// Reads until `buffer` is full or the file ends; returns how much was read.
+pub fn read_full_at(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `bytes`.
+pub fn write_all_at(file: &dyn File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        match file.write_at(&bytes[done..], offset + done as u64) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => done += n,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the error says that direct I/O is not to be had here, rather than that it failed.
+#[must_use]
+pub fn refuses_direct(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTTY))
+        || error.kind() == io::ErrorKind::Unsupported
+}

@@ -1,0 +1,287 @@
+//! The operating system's files.
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, OsStr};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Directory, File, FileKind, Files, Metadata};
+use crate::mapping::Mapping;
+
+/// The files of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealFiles;
+
+impl RealFiles {
+    /// Takes over an open descriptor of a regular file, for reading.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Arc<dyn File>> {
+        let file = RealFile(fs::File::from(fd));
+        require_regular(&file.metadata()?)?;
+        Ok(Arc::new(file))
+    }
+}
+
+impl Files for RealFiles {
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+        Ok(Arc::new(RealDirectory(directory)))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        // O_NONBLOCK: opening a FIFO would wait for a writer. It means nothing for regular files.
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let file = RealFile(file);
+        require_regular(&file.metadata()?)?;
+        Ok(Arc::new(file))
+    }
+
+    fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>> {
+        stat_at(libc::AT_FDCWD, path.as_os_str())
+    }
+
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        fs::read_link(path)
+    }
+}
+
+fn require_regular(metadata: &Metadata) -> io::Result<()> {
+    match metadata.kind {
+        FileKind::Regular => Ok(()),
+        FileKind::Directory => Err(io::Error::from_raw_os_error(libc::EISDIR)),
+        FileKind::Symlink | FileKind::Special => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+#[derive(Debug)]
+struct RealDirectory(fs::File);
+
+impl Directory for RealDirectory {
+    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
+        let name = c_string(name)?;
+        // SAFETY: `name` is a NUL-terminated string that outlives the call; the descriptor that
+        // comes back is new and owned by nobody else.
+        let fd = unsafe {
+            let fd = check(libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode))?;
+            OwnedFd::from_raw_fd(fd)
+        };
+        Ok(Arc::new(RealFile(fs::File::from(fd))))
+    }
+
+    fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
+        stat_at(self.0.as_raw_fd(), name)
+    }
+
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let (from, to) = (c_string(from)?, c_string(to)?);
+        let fd = self.0.as_raw_fd();
+        // SAFETY: both names are NUL-terminated strings that outlive the call.
+        check(unsafe { libc::renameat(fd, from.as_ptr(), fd, to.as_ptr()) })?;
+        Ok(())
+    }
+
+    fn unlink(&self, name: &OsStr) -> io::Result<()> {
+        let name = c_string(name)?;
+        // SAFETY: `name` is a NUL-terminated string that outlives the call.
+        check(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) })?;
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match self.0.sync_all() {
+            // Network and FUSE file systems that have no such thing say so in these ways.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS)) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct RealFile(fs::File);
+
+impl File for RealFile {
+    fn metadata(&self) -> io::Result<Metadata> {
+        let mut stat = MaybeUninit::<libc::stat>::uninit();
+        // SAFETY: `stat` is valid for writes; fstat fills all of it when it succeeds.
+        let stat = unsafe {
+            check(libc::fstat(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
+            stat.assume_init()
+        };
+        Ok(metadata_of(&stat))
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: `part` describes `buffer`, which is valid for writes of its length throughout.
+        let n = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+        usize::try_from(n).map_err(|_negative| {
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => io::ErrorKind::Unsupported.into(),
+                _ => error,
+            }
+        })
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read_cached_at(&self, _buffer: &mut [u8], _offset: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.0.write_at(bytes, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn allocate(&self, nbytes: u64) -> io::Result<()> {
+        let nbytes = libc::off64_t::try_from(nbytes).map_err(io::Error::other)?;
+        loop {
+            // SAFETY: a plain call on an open descriptor.
+            match check(unsafe { libc::fallocate64(self.0.as_raw_fd(), 0, 0, nbytes) }) {
+                Ok(_) => return Ok(()),
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Err(io::ErrorKind::Unsupported.into()),
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn allocate(&self, _nbytes: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn truncate(&self, nbytes: u64) -> io::Result<()> {
+        self.0.set_len(nbytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // On macOS std uses F_FULLFSYNC, which is what makes it durable there.
+        self.0.sync_all()
+    }
+
+    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
+        let now = self.metadata()?;
+        if (now.uid, now.gid) != (like.uid, like.gid) {
+            // Only root may give files away; for everybody else a file that they replace becomes
+            // theirs, as with any tool that renames into place.
+            // SAFETY: a plain call on an open descriptor.
+            let _refused = unsafe { libc::fchown(self.0.as_raw_fd(), like.uid, like.gid) };
+        }
+        // SAFETY: a plain call on an open descriptor.
+        check(unsafe { libc::fchmod(self.0.as_raw_fd(), like.mode as libc::mode_t) })?;
+        Ok(())
+    }
+
+    fn lock(&self) -> io::Result<()> {
+        // SAFETY: a plain call on an open descriptor.
+        check(unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+        Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn set_direct(&self, direct: bool) -> io::Result<()> {
+        // SAFETY: plain calls on an open descriptor.
+        unsafe {
+            let flags = check(libc::fcntl(self.0.as_raw_fd(), libc::F_GETFL))?;
+            let flags = if direct { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+            check(libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, flags))?;
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn set_direct(&self, direct: bool) -> io::Result<()> {
+        if direct { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_direct(&self) -> io::Result<Arc<dyn File>> {
+        // Through /proc, so that it is this file even if its name now belongs to another one.
+        let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        Ok(Arc::new(Self(file)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_direct(&self) -> io::Result<Arc<dyn File>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn map(&self, offset: u64, nbytes: usize) -> io::Result<Mapping> {
+        Mapping::private_file(&self.0, offset, nbytes)
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[allow(clippy::unnecessary_wraps, reason = "elsewhere it fails")]
+fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
+    Ok(if direct { libc::O_DIRECT } else { 0 })
+}
+
+#[cfg(not(target_os = "linux"))]
+fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
+    if direct { Err(io::ErrorKind::Unsupported.into()) } else { Ok(0) }
+}
+
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn c_string(name: &OsStr) -> io::Result<CString> {
+    CString::new(name.as_bytes()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
+fn stat_at(directory: RawFd, name: &OsStr) -> io::Result<Option<Metadata>> {
+    let name = c_string(name)?;
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: `name` is a NUL-terminated string that outlives the call, `stat` is valid for writes
+    // and filled when the call succeeds.
+    let result = unsafe {
+        check(libc::fstatat(directory, name.as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW))
+            .map(|_| stat.assume_init())
+    };
+    match result {
+        Ok(stat) => Ok(Some(metadata_of(&stat))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[allow(
+    clippy::unnecessary_cast,
+    clippy::cast_lossless,
+    clippy::cast_sign_loss,
+    reason = "the fields' types differ from system to system"
+)]
+fn metadata_of(stat: &libc::stat) -> Metadata {
+    let kind = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => FileKind::Regular,
+        libc::S_IFLNK => FileKind::Symlink,
+        libc::S_IFDIR => FileKind::Directory,
+        _ => FileKind::Special,
+    };
+    Metadata {
+        kind,
+        nbytes: stat.st_size as u64,
+        mode: stat.st_mode as u32 & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        links: stat.st_nlink as u64,
+    }
+}

@@ -1,0 +1,25 @@
+//! Checkpoint I/O without Python: a parallel, checksummed engine over the archives of
+//! `fastckpt-format`.
+//!
+//! Saving: [`write`] composes the bytes of an archive chunk by chunk in any order, [`commit`]
+//! keeps them under a temporary name and makes them visible. Loading: [`read`] checks the
+//! directory, brings the records into memory of our own ([`mapping`]) and checks their CRCs.
+//! [`verify`] reads every byte of a file and compares. All of them reach files through the traits
+//! in [`files`] only, and run their threads through [`job`].
+//!
+//! `unsafe` lives in [`mapping`], [`memory`], `files/real.rs` and `read/staged.rs`.
+#![deny(unsafe_code)]
+
+pub mod commit;
+pub mod error;
+pub mod files;
+pub mod job;
+pub mod mapping;
+pub mod memory;
+pub mod read;
+mod source;
+pub mod verify;
+pub mod write;
+
+pub use error::{Error, Phase, Result};
+pub use fastckpt_format as format;

@@ -1,0 +1,347 @@
+//! One .pt file that is open for reading.
+//!
+//! The directory is checked when the file is opened, a record's bytes when they are read. The
+//! archive is untrusted: memory is asked for by sizes that the file really has, and no offset is
+//! used that has not been compared with it.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use fastckpt_format::index::{Entry, Index};
+
+use crate::error::{ChecksumMismatch, Error, Phase, Result};
+use crate::files::{File, Files};
+use crate::job::{Observer, default_threads};
+use crate::mapping::Mapping;
+use crate::source::{Source, in_memory};
+
+mod bytes;
+mod decode;
+mod directory;
+mod extents;
+mod inspect;
+mod load;
+mod staged;
+
+pub(crate) use extents::{Selection, merge_near};
+pub(crate) use inspect::{Inspection, Mismatch, intersection, within};
+pub use staged::LoadStager;
+
+use bytes::MemoryFile;
+use directory::{Headers, parse};
+use inspect::Verdict;
+use staged::Destination;
+
+/// How records are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Whether payloads are compared with their CRCs. Headers are checked in any case.
+    pub verify: bool,
+    /// Number of workers; `None` takes [`default_threads`].
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self {
+            verify: true,
+            threads: None,
+        }
+    }
+}
+
+impl ReadOptions {
+    fn threads(&self) -> usize {
+        self.threads.map_or_else(default_threads, NonZeroUsize::get)
+    }
+}
+
+/// The bytes of one record: `nbytes` bytes of `memory` from `offset` on.
+#[derive(Debug, Clone)]
+pub struct Span {
+    /// Private memory, of which other spans may have other parts.
+    pub memory: Arc<Mapping>,
+    /// Where the record begins in it.
+    pub offset: usize,
+    /// Size of the record.
+    pub nbytes: usize,
+}
+
+impl Span {
+    /// The bytes.
+    #[must_use]
+    pub fn as_slice(&self) -> &[u8] {
+        &self.memory.as_slice()[self.offset..self.offset + self.nbytes]
+    }
+}
+
+/// An open archive, its directory checked.
+#[derive(Debug)]
+pub struct Archive {
+    source: Source,
+    index: Index,
+    /// Takes the place of `index` once a local header turned out to differ from what torch's
+    /// layout demands and yet to agree with the directory: then all of them have been read.
+    index_with_headers: OnceLock<Index>,
+}
+
+impl Archive {
+    /// Opens the regular file at `path`.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is no archive.
+    pub fn open(files: &dyn Files, path: &Path) -> Result<Self> {
+        Self::from_file(
+            files.open(path).map_err(Error::io(Phase::Open, path))?,
+            path.to_owned(),
+        )
+    }
+
+    /// Reads a file that is open already; `name` is for messages.
+    ///
+    /// # Errors
+    /// Where it cannot be read, or is no archive.
+    pub fn from_file(file: Arc<dyn File>, name: PathBuf) -> Result<Self> {
+        let source = Source::new(file, name)?;
+        let index = parse(&source, Headers::WhereNeeded)?;
+        Ok(Self {
+            source,
+            index,
+            index_with_headers: OnceLock::new(),
+        })
+    }
+
+    /// Reads an archive that lies in memory; its records are copied out of `bytes`, which must not
+    /// change meanwhile.
+    ///
+    /// # Errors
+    /// Where it is no archive.
+    pub fn from_bytes(bytes: Arc<dyn AsRef<[u8]> + Send + Sync>, name: PathBuf) -> Result<Self> {
+        Self::from_file(Arc::new(MemoryFile(bytes)), name)
+    }
+
+    /// The file's name, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.source.path()
+    }
+
+    /// The records.
+    #[must_use]
+    pub fn index(&self) -> &Index {
+        self.index_with_headers.get().unwrap_or(&self.index)
+    }
+
+    /// Size of the file in bytes.
+    #[must_use]
+    pub fn nbytes(&self) -> u64 {
+        self.source.nbytes()
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Reads one small record.
+    ///
+    /// # Errors
+    /// Where it is not there, cannot be read or, with `verify`, is not what was written.
+    pub fn read_record(&self, name: &str, verify: bool) -> Result<Vec<u8>> {
+        self.require_headers(|index| {
+            let (position, entry) = self.find(index, name)?;
+            let selection = self.select(vec![position]);
+            let inspection = Inspection::new(index, &selection, verify);
+            let range = selection.range(entry);
+            let mut bytes = self
+                .source
+                .read_exact(range.start, in_memory(range.end - range.start))?;
+            inspection.look(range.start, &bytes);
+            bytes.drain(..in_memory(entry.payload_offset - range.start));
+            Ok((bytes, inspection.finish()))
+        })
+    }
+
+    /// Reads the records `data/<key>` into private memory, in parallel; the result has the order of
+    /// `keys`.
+    ///
+    /// Each byte lies at its offset in the file modulo the block size. Large records have memory
+    /// of their own, small ones share it.
+    ///
+    /// # Errors
+    /// Where one is not there, cannot be read, is not what was written, or memory is refused.
+    pub fn read(
+        &self,
+        keys: &[String],
+        options: &ReadOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Span>> {
+        self.load(keys, |index, selection| {
+            load::read(&self.source, index, selection, options, observer)
+        })
+    }
+
+    /// The same, but the memory is one private (copy-on-write) mapping of the whole file.
+    ///
+    /// Should another process cut the file, or the disk fail, to look at the memory kills this
+    /// process (SIGBUS). An archive in memory is read instead.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn map(
+        &self,
+        keys: &[String],
+        options: &ReadOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Span>> {
+        self.load(keys, |index, selection| {
+            load::map(&self.source, index, selection, options, observer)
+        })
+    }
+
+    /// Reads the records `data/<key>` through the buffers of `stager`; destination i is `keys[i]`.
+    ///
+    /// What has been placed when an error is returned is nothing that may be used. Then too, no
+    /// copy out of the buffers is under way any more.
+    ///
+    /// # Errors
+    /// As [`Archive::read`]; [`Error::Interrupted`] where the stager asked to stop.
+    pub fn read_staged(
+        &self,
+        keys: &[String],
+        options: &ReadOptions,
+        observer: &mut dyn Observer,
+        stager: &mut dyn LoadStager,
+    ) -> Result<()> {
+        self.require_headers(|index| {
+            let positions = self.positions(index, keys)?;
+            let selection = self.select(positions.clone());
+            let mut destinations: Vec<_> = positions
+                .into_iter()
+                .enumerate()
+                .map(|(index, entry)| Destination { entry, index })
+                .collect();
+            destinations.sort_by_key(|to| to.entry);
+            let verdict = staged::read(
+                &self.source,
+                index,
+                &selection,
+                &destinations,
+                options,
+                observer,
+                stager,
+            )?;
+            Ok(((), verdict))
+        })
+    }
+
+    /// Checks the CRCs of the records `data/<key>`, which nobody reads.
+    ///
+    /// # Errors
+    /// As [`Archive::read`].
+    pub fn check(
+        &self,
+        keys: &[String],
+        options: &ReadOptions,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.require_headers(|index| {
+            let selection = self.select(self.positions(index, keys)?);
+            let inspection = Inspection::new(index, &selection, options.verify);
+            let ranges = if options.verify {
+                selection.ranges(index)
+            } else {
+                Vec::new()
+            };
+            self.source
+                .sweep(&ranges, options.threads(), observer, &|offset, bytes| {
+                    inspection.look(offset, bytes);
+                })?;
+            Ok(((), inspection.finish()))
+        })
+    }
+
+    /// Runs `attempt`, which also looks at the local headers. Should one of them differ from the
+    /// directory, all are read: either that says what is wrong, or another tool wrote a file that
+    /// only looks like torch's, and with the true offsets `attempt` is run once more.
+    fn require_headers<T>(
+        &self,
+        mut attempt: impl FnMut(&Index) -> Result<(T, Verdict)>,
+    ) -> Result<T> {
+        let (mut value, mut verdict) = attempt(self.index())?;
+        if verdict.header_differs {
+            let index = parse(&self.source, Headers::All)?;
+            (value, verdict) = attempt(self.index_with_headers.get_or_init(|| index))?;
+        }
+        match verdict.mismatches.first() {
+            Some(first) => Err(Error::Checksum(Box::new(self.describe(*first)))),
+            None => Ok(value),
+        }
+    }
+
+    fn load(
+        &self,
+        keys: &[String],
+        mut attempt: impl FnMut(&Index, &Selection) -> Result<load::Loaded>,
+    ) -> Result<Vec<Span>> {
+        self.require_headers(|index| {
+            let positions = self.positions(index, keys)?;
+            let selection = self.select(positions.clone());
+            let (spans, verdict) = attempt(index, &selection)?;
+            let span_of = |position| {
+                let found = selection
+                    .entries
+                    .binary_search(position)
+                    .unwrap_or_else(|never| never);
+                spans[found].clone()
+            };
+            Ok((positions.iter().map(span_of).collect(), verdict))
+        })
+    }
+
+    fn select(&self, positions: Vec<usize>) -> Selection {
+        let headers_owed = self.index_with_headers.get().is_none() && self.index.layout().is_some();
+        Selection::new(positions, headers_owed)
+    }
+
+    fn positions(&self, index: &Index, keys: &[String]) -> Result<Vec<usize>> {
+        keys.iter()
+            .map(|key| {
+                self.find(index, &format!("data/{key}"))
+                    .map(|(position, _entry)| position)
+            })
+            .collect()
+    }
+
+    fn find<'a>(&self, index: &'a Index, name: &str) -> Result<(usize, &'a Entry)> {
+        index
+            .find(name)
+            .ok_or_else(|| self.bad_record(name, "is missing from the archive".to_owned()))
+    }
+
+    fn bad_record(&self, record: &str, problem: String) -> Error {
+        Error::Record {
+            path: self.path().to_owned(),
+            record: record.to_owned(),
+            problem,
+        }
+    }
+
+    fn describe(&self, mismatch: Mismatch) -> ChecksumMismatch {
+        let entry = &self.index().entries()[mismatch.entry];
+        // Of data.pkl itself nothing can be decoded.
+        let tensors = self
+            .tensors_by_record()
+            .remove(&entry.name)
+            .unwrap_or_default();
+        ChecksumMismatch {
+            path: self.path().to_owned(),
+            record: entry.name.clone(),
+            tensors,
+            offset: entry.payload_offset,
+            nbytes: entry.nbytes,
+            expected: entry.crc32,
+            found: mismatch.found,
+        }
+    }
+}

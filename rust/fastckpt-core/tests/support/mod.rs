@@ -1,0 +1,181 @@
+//! Files whose operations are counted and made to fail, and a scratch directory.
+#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part of this")]
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use fastckpt_core::files::{Directory, File, Files, Metadata, RealFiles};
+use fastckpt_core::mapping::Mapping;
+
+/// A directory under the system's temporary one, removed when dropped.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("fastckpt-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Names in the directory, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(&self.0)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What happens to the operations: each is logged, and the chosen one fails.
+#[derive(Debug, Default)]
+pub struct Script {
+    /// Number of the operation to fail (from 0), and with which errno.
+    pub fail: Option<(usize, i32)>,
+    /// Fail every operation of this name with this errno.
+    pub fail_named: Option<(&'static str, i32)>,
+    /// Writes take at most this many bytes, and every other call is interrupted first.
+    pub short_writes: Option<usize>,
+    pub log: Mutex<Vec<&'static str>>,
+    pub interrupted: AtomicUsize,
+}
+
+impl Script {
+    pub fn step(&self, name: &'static str) -> io::Result<()> {
+        let mut log = self.log.lock().unwrap();
+        let number = log.len();
+        log.push(name);
+        match (self.fail, self.fail_named) {
+            (Some((n, errno)), _) if n == number => Err(io::Error::from_raw_os_error(errno)),
+            (_, Some((failing, errno))) if failing == name => Err(io::Error::from_raw_os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+
+    pub fn count(&self, name: &str) -> usize {
+        self.log.lock().unwrap().iter().filter(|logged| **logged == name).count()
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct ScriptedFiles(pub Arc<Script>);
+
+#[derive(Debug)]
+struct ScriptedDirectory(Arc<dyn Directory>, Arc<Script>);
+
+#[derive(Debug)]
+struct ScriptedFile(Arc<dyn File>, Arc<Script>);
+
+impl Files for ScriptedFiles {
+    fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
+        self.0.step("open_directory")?;
+        Ok(Arc::new(ScriptedDirectory(RealFiles.open_directory(path)?, Arc::clone(&self.0))))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        self.0.step("open")?;
+        Ok(Arc::new(ScriptedFile(RealFiles.open(path)?, Arc::clone(&self.0))))
+    }
+    fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>> {
+        self.0.step("inspect")?;
+        RealFiles.inspect(path)
+    }
+    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
+        self.0.step("read_link")?;
+        RealFiles.read_link(path)
+    }
+}
+
+impl Directory for ScriptedDirectory {
+    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
+        self.1.step(if direct { "create_direct" } else { "create" })?;
+        Ok(Arc::new(ScriptedFile(self.0.create(name, mode, direct)?, Arc::clone(&self.1))))
+    }
+    fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
+        self.1.step("inspect")?;
+        self.0.inspect(name)
+    }
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.1.step("rename")?;
+        self.0.rename(from, to)
+    }
+    fn unlink(&self, name: &OsStr) -> io::Result<()> {
+        self.1.step("unlink")?;
+        self.0.unlink(name)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.1.step("sync_directory")?;
+        self.0.sync()
+    }
+}
+
+impl File for ScriptedFile {
+    fn metadata(&self) -> io::Result<Metadata> {
+        self.1.step("metadata")?;
+        self.0.metadata()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.1.step("read_at")?;
+        self.0.read_at(buffer, offset)
+    }
+    fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.1.step("read_cached_at")?;
+        self.0.read_cached_at(buffer, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.1.step("write_at")?;
+        let Some(most) = self.1.short_writes else { return self.0.write_at(bytes, offset) };
+        if self.1.interrupted.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.0.write_at(&bytes[..bytes.len().min(most)], offset)
+    }
+    fn allocate(&self, nbytes: u64) -> io::Result<()> {
+        self.1.step("allocate")?;
+        self.0.allocate(nbytes)
+    }
+    fn truncate(&self, nbytes: u64) -> io::Result<()> {
+        self.1.step("truncate")?;
+        self.0.truncate(nbytes)
+    }
+    fn sync(&self) -> io::Result<()> {
+        self.1.step("sync")?;
+        self.0.sync()
+    }
+    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
+        self.1.step("set_mode_and_owner")?;
+        self.0.set_mode_and_owner(like)
+    }
+    fn lock(&self) -> io::Result<()> {
+        self.1.step("lock")?;
+        self.0.lock()
+    }
+    fn set_direct(&self, direct: bool) -> io::Result<()> {
+        self.1.step("set_direct")?;
+        self.0.set_direct(direct)
+    }
+    fn open_direct(&self) -> io::Result<Arc<dyn File>> {
+        self.1.step("open_direct")?;
+        Ok(Arc::new(Self(self.0.open_direct()?, Arc::clone(&self.1))))
+    }
+    fn map(&self, offset: u64, nbytes: usize) -> io::Result<Mapping> {
+        self.1.step("map")?;
+        self.0.map(offset, nbytes)
+    }
+}
