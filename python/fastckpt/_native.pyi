@@ -1,0 +1,258 @@
+"""The Rust core, as Python sees it. Private: its callers are the modules of this package.
+
+Every method that touches a file releases the GIL, and lets Ctrl-C through within a second.
+Failures of the operating system are raised as the builtin `OSError` subclass with `errno` and
+`filename`; what is wrong with a file as the classes of `fastckpt.errors`. `progress` is called
+in the calling thread with (bytes done, bytes in all); what it raises cancels the job.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Protocol, final
+
+from torch import UntypedStorage
+from typing_extensions import Buffer
+
+__version__: str
+
+_Path = str | os.PathLike[str]
+_Progress = Callable[[int, int], None]
+
+@final
+class Memory(Buffer):
+    """Private memory of the core, writable, freed when its last user lets go of it."""
+
+    def __len__(self) -> int: ...
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class Span:
+    """The bytes of one record: `nbytes` bytes of `memory` from `offset` on."""
+
+    @property
+    def memory(self) -> Memory: ...
+    @property
+    def offset(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+@final
+class StorageInfo:
+    """One storage that data.pkl asks for."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def dtype(self) -> str | None:
+        """Name in `torch`, e.g. "float32"; None for torch.UntypedStorage."""
+    @property
+    def numel(self) -> int:
+        """Elements, or bytes where dtype is None."""
+    @property
+    def nbytes(self) -> int: ...
+
+@final
+class Graph:
+    """What data.pkl describes, decoded without executing any of it."""
+
+    @property
+    def outside(self) -> str | None:
+        """The first thing that only torch's own unpickler can build, or None."""
+    @property
+    def storages(self) -> list[StorageInfo]: ...
+    def tensor_names(self) -> list[tuple[str, str]]:
+        """(storage key, name) of each tensor, e.g. ("17", "transformer.h.3.mlp.c_fc.weight")."""
+    def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:
+        """Build the object. `storages` holds the memory of each of `self.storages`, in order.
+
+        Only where `outside` is None. Tensors over a `Span` share its memory.
+        """
+
+class LoadStager(Protocol):
+    """Moves bytes from host buffers to where the storages live."""
+
+    @property
+    def buffers(self) -> Sequence[UntypedStorage]:
+        """Host buffers of one size, a multiple of 4096, each at an address that is one too."""
+    def place(self, slot: int, slot_offset: int, index: int, offset: int, nbytes: int) -> None:
+        """Start copying nbytes bytes of buffers[slot] from slot_offset on to `offset` of destination `index`."""
+    def release(self, slot: int) -> None:
+        """Return when no copy out of buffers[slot] is under way any more."""
+
+class SaveStager(Protocol):
+    """Moves bytes from where storages live to host buffers."""
+
+    @property
+    def buffers(self) -> Sequence[UntypedStorage]:
+        """Host buffers of one size."""
+    @property
+    def staged(self) -> Sequence[int]:
+        """Positions, among the storages to write, of those that go through the buffers."""
+    def start(self, slot: int, index: int, offset: int, nbytes: int) -> None:
+        """Start copying nbytes bytes of storage `index` from `offset` on to the beginning of buffers[slot]."""
+    def finish(self, slot: int) -> None:
+        """Return when the bytes asked for last are in buffers[slot]."""
+
+@final
+class Archive:
+    """One .pt file that is open for reading; its directory has been checked."""
+
+    @staticmethod
+    def open(path: _Path) -> Archive: ...
+    @staticmethod
+    def open_fd(fd: int, name: str) -> Archive:
+        """Read a regular file that is already open; `fd` is duplicated, its position not used."""
+    @staticmethod
+    def open_bytes(data: Buffer, name: str) -> Archive:
+        """Read an archive that lies in memory; its records are copied out of `data`."""
+    @property
+    def path(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def kind(self) -> Literal["torch", "torchscript", "other"]: ...
+    @property
+    def checksums(self) -> Literal["all", "metadata", "none"]:
+        """Which records have a CRC: all, all but those under data/, or none."""
+    def names(self) -> list[str]:
+        """Records in file order, without the root folder, e.g. "data/17"."""
+    def record_offset(self, name: str) -> int: ...
+    def record_nbytes(self, name: str) -> int: ...
+    def read_record(self, name: str, *, verify: bool = True) -> bytes: ...
+    def decode(self, *, verify: bool = True) -> Graph:
+        """Read and decode data.pkl; checks the other small records too (`version`, `byteorder`...)."""
+    def read(
+        self,
+        keys: Sequence[str],
+        *,
+        mmap: bool = False,
+        verify: bool = True,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+    ) -> list[Span]:
+        """Read the records data/<key> into private memory, in parallel; each CRC is checked.
+
+        With mmap=True the memory is a private (copy-on-write) mapping of the file.
+        """
+    def read_staged(
+        self,
+        keys: Sequence[str],
+        stager: LoadStager,
+        *,
+        verify: bool = True,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+    ) -> None:
+        """Read the records data/<key> through the buffers of `stager`; destination i is keys[i]."""
+    def check(
+        self,
+        keys: Sequence[str],
+        *,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+    ) -> None:
+        """Check the CRC of records that nobody reads."""
+
+@final
+class Commit:
+    """Files that are written under temporary names and then made visible, in the order asked for.
+
+    Leaving the context without `publish` removes what was written.
+    """
+
+    def __init__(self, *, sync: bool = True) -> None: ...
+    def __enter__(self) -> Commit: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+    def write_archive(
+        self,
+        path: _Path,
+        pickle: bytes,
+        storages: Sequence[UntypedStorage],
+        *,
+        alignment: int = 64,
+        shards: int = 0,
+        save_id: int = 0,
+        stager: SaveStager | None = None,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+        chunk_nbytes: int | None = None,
+        direct: bool | None = None,
+    ) -> int:
+        """Write one .pt file beside `path`, under a temporary name; return its size.
+
+        `sync` of the constructor: the file has been fsynced on return. `direct`: O_DIRECT where
+        the file system has it (None: where sync is True).
+        """
+    def write_bytes(self, path: _Path, data: bytes) -> None:
+        """Write a small file beside `path`, under a temporary name."""
+    def publish(self, paths: Sequence[_Path]) -> None:
+        """Rename to `paths` in this order, then fsync the directories."""
+    def abort(self) -> None:
+        """Remove what was not published."""
+
+def write_archive_to(
+    write: Callable[[memoryview], object],
+    pickle: bytes,
+    storages: Sequence[UntypedStorage],
+    *,
+    alignment: int = 64,
+    stager: SaveStager | None = None,
+    progress: _Progress | None = None,
+) -> int:
+    """Write one archive in sequence through a Python callable; return its size."""
+
+@final
+class Damage:
+    """One thing that is wrong with a file."""
+
+    @property
+    def record(self) -> str | None: ...
+    @property
+    def tensors(self) -> list[str]: ...
+    @property
+    def offset(self) -> int:
+        """First byte of the damaged record or structure in the file."""
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def expected(self) -> int | None:
+        """CRC-32 that is stored, for a record."""
+    @property
+    def found(self) -> int | None:
+        """CRC-32 of what is there, for a record."""
+    @property
+    def detail(self) -> str:
+        """What is wrong, in words."""
+
+@final
+class FileReport:
+    """What verifying one .pt file found."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def records(self) -> int: ...
+    @property
+    def checksums(self) -> Literal["all", "metadata", "none"]: ...
+    @property
+    def headers_covered(self) -> bool:
+        """Whether the bytes between the records were checked too: only in torch's own framing."""
+    @property
+    def damages(self) -> list[Damage]: ...
+
+def verify_file(
+    path: _Path,
+    *,
+    quick: bool = False,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> FileReport:
+    """Read every byte of a .pt file and compare; with `quick` only the structure. Needs no torch.
+
+    Raises OSError where the file cannot be read; what is wrong with its bytes is in the report.
+    """

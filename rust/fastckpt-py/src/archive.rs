@@ -1,0 +1,153 @@
+//! Loading: one open archive.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fastckpt_core::files::RealFiles;
+use fastckpt_core::read::{Archive, LoadStager, ReadOptions};
+use fastckpt_format::index::{Checksums, Kind};
+use pyo3::exceptions::PyKeyError;
+use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
+use pyo3::types::PyBytes;
+
+use crate::buffers::{PySpan, borrow_fd, spans_to_python};
+use crate::detach::{Raised, detached, detached_quietly};
+use crate::graph::PyGraph;
+use crate::stagers::PyStager;
+
+/// One .pt file that is open for reading; its directory has been checked.
+#[pyclass(frozen, name = "Archive", module = "fastckpt._native")]
+pub(crate) struct PyArchive(Archive);
+
+#[pymethods]
+impl PyArchive {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        detached_quietly(py, || Archive::open(&RealFiles, &path)).map(Self)
+    }
+
+    #[staticmethod]
+    fn open_fd(py: Python<'_>, fd: i32, name: PathBuf) -> PyResult<Self> {
+        let file = RealFiles::adopt(borrow_fd(fd)?.try_clone_to_owned()?)?;
+        detached_quietly(py, || Archive::from_file(file, name)).map(Self)
+    }
+
+    #[staticmethod]
+    fn open_bytes(py: Python<'_>, data: PyBackedBytes, name: PathBuf) -> PyResult<Self> {
+        detached_quietly(py, || Archive::from_bytes(Arc::new(data), name)).map(Self)
+    }
+
+    #[getter]
+    fn path(&self) -> PathBuf {
+        self.0.path().to_owned()
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes()
+    }
+
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.0.index().kind() {
+            Kind::Checkpoint => "torch",
+            Kind::TorchScript => "torchscript",
+            _ => "other",
+        }
+    }
+
+    #[getter]
+    fn checksums(&self) -> &'static str {
+        checksums(self.0.index().checksums())
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.0.index().entries().iter().map(|entry| entry.name.as_str()).collect()
+    }
+
+    fn record_offset(&self, name: &str) -> PyResult<u64> {
+        self.entry(name).map(|entry| entry.payload_offset)
+    }
+
+    fn record_nbytes(&self, name: &str) -> PyResult<u64> {
+        self.entry(name).map(|entry| entry.nbytes)
+    }
+
+    #[pyo3(signature = (name, *, verify=true))]
+    fn read_record<'py>(&self, py: Python<'py>, name: &str, verify: bool) -> PyResult<Bound<'py, PyBytes>> {
+        self.entry(name)?;
+        let bytes = detached_quietly(py, || self.0.read_record(name, verify))?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    #[pyo3(signature = (*, verify=true))]
+    fn decode(&self, py: Python<'_>, verify: bool) -> PyResult<PyGraph> {
+        detached_quietly(py, || self.0.decode(verify)).map(PyGraph)
+    }
+
+    #[pyo3(signature = (keys, *, mmap=false, verify=true, threads=None, progress=None))]
+    #[allow(clippy::fn_params_excessive_bools, reason = "keyword arguments of a Python function")]
+    fn read(
+        &self,
+        py: Python<'_>,
+        keys: Vec<String>,
+        mmap: bool,
+        verify: bool,
+        threads: Option<NonZeroUsize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Vec<Py<PySpan>>> {
+        let options = ReadOptions { threads, verify };
+        let spans = detached(py, progress, &Raised::default(), |observer| {
+            if mmap { self.0.map(&keys, &options, observer) } else { self.0.read(&keys, &options, observer) }
+        })?;
+        spans_to_python(py, spans)
+    }
+
+    #[pyo3(signature = (keys, stager, *, verify=true, threads=None, progress=None))]
+    fn read_staged(
+        &self,
+        py: Python<'_>,
+        keys: Vec<String>,
+        stager: &Bound<'_, PyAny>,
+        verify: bool,
+        threads: Option<NonZeroUsize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let options = ReadOptions { threads, verify };
+        let raised = Raised::default();
+        let mut stager = PyStager::new(stager, &raised)?;
+        detached(py, progress, &raised, |observer| {
+            self.0.read_staged(&keys, &options, observer, &mut stager as &mut dyn LoadStager)
+        })
+    }
+
+    #[pyo3(signature = (keys, *, threads=None, progress=None))]
+    fn check(
+        &self,
+        py: Python<'_>,
+        keys: Vec<String>,
+        threads: Option<NonZeroUsize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let options = ReadOptions { threads, verify: true };
+        detached(py, progress, &Raised::default(), |observer| self.0.check(&keys, &options, observer))
+    }
+}
+
+impl PyArchive {
+    fn entry(&self, name: &str) -> PyResult<&fastckpt_format::index::Entry> {
+        let found = self.0.index().find(name);
+        found.map(|(_, entry)| entry).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    }
+}
+
+/// Which records have a checksum, in the words of the Python side.
+pub(crate) fn checksums(checksums: Checksums) -> &'static str {
+    match checksums {
+        Checksums::All => "all",
+        Checksums::MetadataOnly => "metadata",
+        Checksums::None => "none",
+    }
+}

@@ -1,0 +1,283 @@
+//! Python objects from a decoded pickle: what torch's unpickler would build, without unpickling.
+//!
+//! The graph lists its nodes so that immutable objects refer only to nodes before them. So every
+//! object is created in one pass, containers empty, and a second pass fills the containers: no
+//! recursion, and what was one object stays one object.
+
+use std::collections::HashMap;
+
+use fastckpt_format::pickle::{Dtype, Graph, Node, NodeId, Tensor};
+use pyo3::exceptions::{PyAssertionError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{
+    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PySet, PyString, PyTuple,
+};
+
+use crate::buffers::PySpan;
+
+/// Builds the object that the graph describes, over the memory of `storages`, one for each of
+/// `graph.storages()`: `Span`s of the core or `torch.UntypedStorage`s.
+pub(crate) fn build<'py>(
+    py: Python<'py>,
+    graph: &Graph,
+    storages: &Bound<'py, PyList>,
+) -> PyResult<Bound<'py, PyAny>> {
+    if let Some(outside) = graph.outside() {
+        return Err(PyValueError::new_err(format!("only torch's unpickler can build this object: {outside}")));
+    }
+    if storages.len() != graph.storages().len() {
+        let (given, wanted) = (storages.len(), graph.storages().len());
+        return Err(PyValueError::new_err(format!("{given} storages given, the pickle has {wanted}")));
+    }
+    let mut builder = Builder::new(py, graph, storages)?;
+    for &id in graph.reachable() {
+        let object = builder.create(graph.node(id))?;
+        builder.objects[id.index()] = Some(object);
+    }
+    for &id in graph.reachable() {
+        builder.fill(id)?;
+    }
+    builder.get(graph.root()).cloned()
+}
+
+struct Builder<'py, 'g> {
+    py: Python<'py>,
+    graph: &'g Graph,
+    objects: Vec<Option<Bound<'py, PyAny>>>,
+    ordered_dict: Bound<'py, PyAny>,
+    torch: Torch<'py>,
+    storages: Vec<Storage<'py>>,
+}
+
+/// What is used of torch, looked up once.
+struct Torch<'py> {
+    module: Bound<'py, PyModule>,
+    frombuffer: Bound<'py, PyAny>,
+    frombuffer_arguments: Bound<'py, PyDict>,
+    parameter: Bound<'py, PyAny>,
+    dtypes: HashMap<&'static str, Bound<'py, PyAny>>,
+}
+
+/// The memory of one storage, and the torch storage over it once a tensor has made one.
+struct Storage<'py> {
+    memory: Bound<'py, PyAny>,
+    made: Option<Bound<'py, PyAny>>,
+}
+
+impl<'py, 'g> Builder<'py, 'g> {
+    fn new(py: Python<'py>, graph: &'g Graph, storages: &Bound<'py, PyList>) -> PyResult<Self> {
+        let storages = storages
+            .iter()
+            .map(|memory| {
+                let made = if memory.is_instance_of::<PySpan>() { None } else { Some(memory.clone()) };
+                Storage { memory, made }
+            })
+            .collect();
+        Ok(Self {
+            py,
+            graph,
+            objects: vec![None; graph.nodes().len()],
+            ordered_dict: PyModule::import(py, "collections")?.getattr("OrderedDict")?,
+            torch: Torch::new(py)?,
+            storages,
+        })
+    }
+
+    fn get(&self, id: NodeId) -> PyResult<&Bound<'py, PyAny>> {
+        let object = self.objects.get(id.index()).and_then(Option::as_ref);
+        object.ok_or_else(|| PyAssertionError::new_err("a node is used before it is made"))
+    }
+
+    fn all(&self, ids: &[NodeId]) -> PyResult<Vec<&Bound<'py, PyAny>>> {
+        ids.iter().map(|id| self.get(*id)).collect()
+    }
+
+    fn create(&mut self, node: &Node) -> PyResult<Bound<'py, PyAny>> {
+        let py = self.py;
+        Ok(match node {
+            Node::None => py.None().into_bound(py),
+            Node::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
+            Node::Int(value) => PyInt::new(py, *value).into_any(),
+            Node::Long(bytes) => long(py, bytes)?,
+            Node::Float(value) => PyFloat::new(py, *value).into_any(),
+            Node::Text(text) => self.text(self.graph.text(*text), text.has_surrogates())?,
+            Node::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
+            Node::ByteArray(bytes) => PyByteArray::new(py, bytes).into_any(),
+            Node::Complex(real, imaginary) => PyComplex::from_doubles(py, *real, *imaginary).into_any(),
+            Node::Tuple(items) => PyTuple::new(py, self.all(items)?)?.into_any(),
+            Node::List(_) => PyList::empty(py).into_any(),
+            Node::Dict(_) => PyDict::new(py).into_any(),
+            Node::OrderedDict { .. } => self.ordered_dict.call0()?,
+            Node::Set(items) => PySet::new(py, self.all(items)?)?.into_any(),
+            Node::Size(lengths) => {
+                self.torch.module.getattr(intern!(py, "Size"))?.call1((PyTuple::new(py, lengths.iter())?,))?
+            }
+            Node::Dtype(dtype) => self.torch.dtype(*dtype)?,
+            Node::Device { kind, index } => {
+                let kind = self.text(self.graph.text(*kind), kind.has_surrogates())?;
+                let device = self.torch.module.getattr(intern!(py, "device"))?;
+                match index {
+                    Some(index) => device.call1((kind, *index))?,
+                    None => device.call1((kind,))?,
+                }
+            }
+            Node::Tensor(tensor) => self.tensor(tensor)?,
+            Node::Parameter { tensor, requires_grad } => {
+                self.torch.parameter.call1((self.get(*tensor)?, *requires_grad))?
+            }
+            _ => return Err(PyAssertionError::new_err("a node that only torch's unpickler can build")),
+        })
+    }
+
+    fn fill(&self, id: NodeId) -> PyResult<()> {
+        match self.graph.node(id) {
+            Node::List(items) => {
+                let list = self.get(id)?.cast::<PyList>()?;
+                for item in items {
+                    list.append(self.get(*item)?)?;
+                }
+            }
+            Node::Dict(items) => {
+                let dict = self.get(id)?.cast::<PyDict>()?;
+                for (key, value) in items {
+                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
+                }
+            }
+            Node::OrderedDict { items, metadata } => {
+                let dict = self.get(id)?;
+                for (key, value) in items {
+                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
+                }
+                if let Some(metadata) = metadata {
+                    dict.setattr(intern!(self.py, "_metadata"), self.get(*metadata)?)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn text(&self, bytes: &[u8], has_surrogates: bool) -> PyResult<Bound<'py, PyAny>> {
+        if has_surrogates {
+            let arguments = (intern!(self.py, "utf-8"), intern!(self.py, "surrogatepass"));
+            return PyBytes::new(self.py, bytes).call_method1(intern!(self.py, "decode"), arguments);
+        }
+        let text = std::str::from_utf8(bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(PyString::new(self.py, text).into_any())
+    }
+
+    fn tensor(&mut self, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
+        let index = tensor.storage.index();
+        let built = match &self.storages[index].made {
+            Some(storage) => self.torch.over_storage(self.py, storage, tensor)?,
+            None => {
+                let span = self.storages[index].memory.cast::<PySpan>()?.clone();
+                let (built, storage) = self.torch.over_span(self.py, span.get(), tensor)?;
+                self.storages[index].made = Some(storage);
+                built
+            }
+        };
+        if tensor.requires_grad {
+            built.setattr(intern!(self.py, "requires_grad"), true)?;
+        }
+        Ok(built)
+    }
+}
+
+impl<'py> Torch<'py> {
+    fn new(py: Python<'py>) -> PyResult<Self> {
+        let module = PyModule::import(py, "torch")?;
+        Ok(Self {
+            frombuffer: module.getattr("frombuffer")?,
+            frombuffer_arguments: PyDict::new(py),
+            parameter: module.getattr("nn")?.getattr("Parameter")?,
+            dtypes: HashMap::new(),
+            module,
+        })
+    }
+
+    fn dtype(&mut self, dtype: Dtype) -> PyResult<Bound<'py, PyAny>> {
+        if let Some(known) = self.dtypes.get(dtype.name()) {
+            return Ok(known.clone());
+        }
+        let found = self.module.getattr(dtype.name())?;
+        self.dtypes.insert(dtype.name(), found.clone());
+        Ok(found)
+    }
+
+    /// The first tensor over a storage that the core has read, and that storage. The storage has
+    /// the size that the pickle says, not a byte more, as torch.load's has.
+    fn over_span(
+        &mut self,
+        py: Python<'py>,
+        span: &PySpan,
+        tensor: &Tensor,
+    ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
+        let itemsize = usize::try_from(tensor.dtype.itemsize())?;
+        if span.nbytes() == 0 || span.nbytes() % itemsize != 0 {
+            let storage = self.bytes_over(py, span)?.call_method0(intern!(py, "untyped_storage"))?;
+            return Ok((self.over_storage(py, &storage, tensor)?, storage));
+        }
+        let numel = span.nbytes() / itemsize;
+        let dtype = self.dtype(tensor.dtype)?;
+        let whole = self.frombuffer(py, span, &dtype, numel)?;
+        let is_whole = tensor.offset == 0 && *tensor.size == [numel as u64] && *tensor.stride == [1];
+        if !is_whole {
+            let size = PyTuple::new(py, tensor.size.iter())?;
+            let stride = PyTuple::new(py, tensor.stride.iter())?;
+            whole.call_method1(intern!(py, "as_strided_"), (size, stride, tensor.offset))?;
+        }
+        let storage = whole.call_method0(intern!(py, "untyped_storage"))?;
+        Ok((whole, storage))
+    }
+
+    /// A tensor over a storage that exists.
+    fn over_storage(
+        &mut self,
+        py: Python<'py>,
+        storage: &Bound<'py, PyAny>,
+        tensor: &Tensor,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = self.dtype(tensor.dtype)?;
+        let arguments = PyDict::new(py);
+        arguments.set_item(intern!(py, "dtype"), dtype)?;
+        arguments.set_item(intern!(py, "device"), storage.getattr(intern!(py, "device"))?)?;
+        let empty = self.module.getattr(intern!(py, "empty"))?.call((0,), Some(&arguments))?;
+        let size = PyTuple::new(py, tensor.size.iter())?;
+        let stride = PyTuple::new(py, tensor.stride.iter())?;
+        empty.call_method1(intern!(py, "set_"), (storage, tensor.offset, size, stride))
+    }
+
+    fn bytes_over(&mut self, py: Python<'py>, span: &PySpan) -> PyResult<Bound<'py, PyAny>> {
+        let dtype = self.dtype(Dtype::UInt8)?;
+        if span.nbytes() == 0 {
+            // frombuffer refuses a length of 0.
+            let arguments = PyDict::new(py);
+            arguments.set_item(intern!(py, "dtype"), dtype)?;
+            return self.module.getattr(intern!(py, "empty"))?.call((0,), Some(&arguments));
+        }
+        self.frombuffer(py, span, &dtype, span.nbytes())
+    }
+
+    fn frombuffer(
+        &self,
+        py: Python<'py>,
+        span: &PySpan,
+        dtype: &Bound<'py, PyAny>,
+        numel: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let arguments = &self.frombuffer_arguments;
+        arguments.set_item(intern!(py, "dtype"), dtype)?;
+        arguments.set_item(intern!(py, "count"), numel)?;
+        arguments.set_item(intern!(py, "offset"), span.offset())?;
+        self.frombuffer.call((span.memory(),), Some(arguments))
+    }
+}
+
+/// An int from little-endian two's complement.
+fn long<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let arguments = PyDict::new(py);
+    arguments.set_item("signed", true)?;
+    py.get_type::<PyInt>().call_method("from_bytes", (PyBytes::new(py, bytes), "little"), Some(&arguments))
+}

@@ -1,0 +1,90 @@
+//! Errors of the core as Python exceptions: the one place where that is decided.
+
+use std::io;
+use std::path::Path;
+
+use fastckpt_core::error::ChecksumMismatch;
+use fastckpt_core::{Error, Phase};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError};
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyDict, PyModule};
+
+/// Turns an error of the core into the exception for it.
+pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
+    let message = error.to_string();
+    match error {
+        Error::Io { phase, path, source } => os_error(&source, &describe(phase, &source), &path),
+        Error::CommitUnknown { path, source } => {
+            let arguments = (errno(&source), message, path.as_os_str());
+            typed(py, "CommitUnknownError", |class| class.call1(arguments))
+        }
+        Error::Format { path, .. } => with_path(py, "FormatError", &message, &path),
+        Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
+        Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
+        Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
+        Error::Threads { source } => PyOSError::new_err((errno(&source), message)),
+        Error::Interrupted => PyKeyboardInterrupt::new_err(()),
+        _ => PyOSError::new_err(message),
+    }
+}
+
+
+fn checksum_error(py: Python<'_>, message: &str, mismatch: &ChecksumMismatch) -> PyErr {
+    typed(py, "ChecksumError", |class| {
+        let details = PyDict::new(py);
+        details.set_item("path", mismatch.path.as_os_str())?;
+        details.set_item("record", &mismatch.record)?;
+        details.set_item("tensors", &mismatch.tensors)?;
+        details.set_item("offset", mismatch.offset)?;
+        details.set_item("nbytes", mismatch.nbytes)?;
+        details.set_item("expected", mismatch.expected)?;
+        details.set_item("found", mismatch.found)?;
+        class.call((message,), Some(&details))
+    })
+}
+
+fn with_path(py: Python<'_>, class: &str, message: &str, path: &Path) -> PyErr {
+    typed(py, class, |class| {
+        let details = PyDict::new(py);
+        details.set_item("path", path.as_os_str())?;
+        class.call((message,), Some(&details))
+    })
+}
+
+/// Makes an exception of `fastckpt.errors`; if that fails, the failure is what is raised.
+fn typed<'py>(
+    py: Python<'py>,
+    class: &str,
+    make: impl FnOnce(Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>>,
+) -> PyErr {
+    static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
+    MODULE
+        .get_or_try_init(py, || PyModule::import(py, "fastckpt.errors").map(Bound::unbind))
+        .and_then(|module| module.bind(py).getattr(class))
+        .and_then(make)
+        .map_or_else(|failure| failure, PyErr::from_value)
+}
+
+/// `OSError(errno, text, filename)`: Python picks the subclass by the errno.
+fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
+    PyOSError::new_err((errno(source), text.to_owned(), path.as_os_str().to_owned()))
+}
+
+/// The system's words for it, without Rust's "(os error 28)", and what was being done.
+fn describe(phase: Phase, source: &io::Error) -> String {
+    let not_regular = matches!(phase, Phase::Open | Phase::Inspect) && errno(source) == errno_of_invalid_argument();
+    let text = source.to_string();
+    let text = if not_regular { "Not a regular file" } else { text.split(" (os error").next().unwrap_or(&text) };
+    format!("{text}, while {phase}")
+}
+
+fn errno(error: &io::Error) -> i32 {
+    /// "Input/output error": what went wrong has no number of its own.
+    const EIO: i32 = 5;
+    error.raw_os_error().unwrap_or(EIO)
+}
+
+const fn errno_of_invalid_argument() -> i32 {
+    22
+}

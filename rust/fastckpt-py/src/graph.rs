@@ -1,0 +1,66 @@
+//! What data.pkl describes.
+
+use fastckpt_format::pickle::{Graph, StorageRef};
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::build;
+
+/// What data.pkl describes, decoded without executing any of it.
+#[pyclass(frozen, name = "Graph", module = "fastckpt._native")]
+pub(crate) struct PyGraph(pub(crate) Graph);
+
+#[pymethods]
+impl PyGraph {
+    #[getter]
+    fn outside(&self) -> Option<&str> {
+        self.0.outside()
+    }
+
+    #[getter]
+    fn storages(&self) -> Vec<PyStorageInfo> {
+        self.0.storages().iter().cloned().map(PyStorageInfo).collect()
+    }
+
+    fn tensor_names(&self) -> Vec<(String, String)> {
+        let storages = self.0.storages();
+        let named = self.0.tensor_names().into_iter();
+        named.filter_map(|(storage, name)| Some((storages.get(storage.index())?.key.clone(), name))).collect()
+    }
+
+    fn build<'py>(&self, py: Python<'py>, storages: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>> {
+        build::build(py, &self.0, storages)
+    }
+}
+
+/// One storage that data.pkl asks for.
+#[pyclass(frozen, name = "StorageInfo", module = "fastckpt._native")]
+pub(crate) struct PyStorageInfo(StorageRef);
+
+#[pymethods]
+impl PyStorageInfo {
+    #[getter]
+    fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    #[getter]
+    fn location(&self) -> &str {
+        &self.0.location
+    }
+
+    #[getter]
+    fn dtype(&self) -> Option<&'static str> {
+        self.0.dtype.map(fastckpt_format::pickle::Dtype::name)
+    }
+
+    #[getter]
+    fn numel(&self) -> u64 {
+        self.0.numel
+    }
+
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes
+    }
+}

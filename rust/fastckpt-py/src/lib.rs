@@ -1,0 +1,38 @@
+//! `fastckpt._native`: the core, as Python sees it. `python/fastckpt/_native.pyi` describes it.
+//!
+//! Nothing is decided here. Each core verb has a thin wrapper; [`detach`] lets go of the GIL and
+//! lets Ctrl-C through, [`errors`] turns errors into exceptions, [`buffers`] is the one place
+//! where memory crosses (and holds all of the crate's `unsafe`).
+#![deny(unsafe_code)]
+
+mod archive;
+mod buffers;
+mod build;
+mod commit;
+mod detach;
+mod errors;
+mod graph;
+mod stagers;
+mod verify;
+
+/// The native module.
+#[pyo3::pymodule]
+mod _native {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::archive::PyArchive;
+    #[pymodule_export]
+    use crate::buffers::{PyMemory, PySpan};
+    #[pymodule_export]
+    use crate::commit::{PyCommit, write_archive_to};
+    #[pymodule_export]
+    use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::verify::{PyDamage, PyFileReport, verify_file};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}
