@@ -61,7 +61,45 @@ impl Commit {
     /// `publish` returns; without it both survive a crash of the process, but not a power cut.
     #[must_use]
     pub fn new(files: Arc<dyn Files>, sync: bool) -> Self {
-        Self { files, sync, directories: Vec::new(), pending: Vec::new() }
+        Self {
+            files,
+            sync,
+            directories: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Creates a directory and those above it, as far as they are missing, and makes that durable.
+    pub fn create_directory(&mut self, path: &Path) -> Result<()> {
+        match self.files.create_directory(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Opening says whether it is a directory (or leads to one).
+                return self.directory(path).map(drop);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = path
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty());
+                let parent =
+                    parent.ok_or_else(|| Error::io(Phase::CreateDirectory, path)(error))?;
+                self.create_directory(parent)?;
+                match self.files.create_directory(path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(Error::io(Phase::CreateDirectory, path)(error));
+                    }
+                    _ => {}
+                }
+            }
+            Err(error) => return Err(Error::io(Phase::CreateDirectory, path)(error)),
+        }
+        if self.sync {
+            let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
+            parent
+                .sync()
+                .map_err(Error::io(Phase::SyncDirectory, path))?;
+        }
+        Ok(())
     }
 
     /// Writes an archive for `path`, under a temporary name beside it; returns its size.
@@ -74,17 +112,32 @@ impl Commit {
         stager: Option<&mut dyn SaveStager>,
     ) -> Result<u64> {
         let direct = options.direct.unwrap_or(self.sync);
-        self.write(path, direct, observer, |file, temp_path, direct, observer| {
-            write::write_to_file(file, temp_path, direct, plan, options, observer, stager)
-        })?;
+        self.write(
+            path,
+            direct,
+            observer,
+            |file, temp_path, direct, observer| {
+                write::write_to_file(file, temp_path, direct, plan, options, observer, stager)
+            },
+        )?;
         Ok(plan.nbytes())
     }
 
     /// Writes a small file for `path`, under a temporary name beside it.
-    pub fn write_bytes(&mut self, path: &Path, bytes: &[u8], observer: &mut dyn Observer) -> Result<()> {
-        self.write(path, false, observer, |file, temp_path, _direct, _observer| {
-            files::write_all_at(&**file, bytes, 0).map_err(Error::io(Phase::Write, temp_path))
-        })
+    pub fn write_bytes(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.write(
+            path,
+            false,
+            observer,
+            |file, temp_path, _direct, _observer| {
+                files::write_all_at(&**file, bytes, 0).map_err(Error::io(Phase::Write, temp_path))
+            },
+        )
     }
 
     fn write(
@@ -98,12 +151,17 @@ impl Commit {
         let (temp, direct) = TempFile::create(&destination, direct)?;
         fill(&temp.file, path, direct, observer)?;
         if self.sync {
-            let file = Arc::clone(&temp.file);
+            let written = Arc::clone(&temp.file);
             // One attempt: after a failed fsync the kernel forgets which pages it could not write,
             // and a second one would report success over lost data.
-            job::run_detached(observer, 0, move || file.sync())?.map_err(Error::io(Phase::Sync, path))?;
+            job::run_detached(observer, 0, move || written.sync())?
+                .map_err(Error::io(Phase::Sync, path))?;
         }
-        self.pending.push(Pending { path: path.to_owned(), destination, temp });
+        self.pending.push(Pending {
+            path: path.to_owned(),
+            destination,
+            temp,
+        });
         Ok(())
     }
 
@@ -111,20 +169,43 @@ impl Commit {
     pub fn publish(&mut self, paths: &[&Path]) -> Result<()> {
         let mut touched: Vec<(PathBuf, Arc<dyn Directory>)> = Vec::new();
         for path in paths {
-            let position = self.pending.iter().position(|pending| pending.path == *path).ok_or_else(|| {
-                let source = io::Error::new(io::ErrorKind::NotFound, "no file was written for this path");
-                Error::Io { phase: Phase::Rename, path: path.to_path_buf(), source }
-            })?;
-            let Pending { path, destination, mut temp } = self.pending.remove(position);
-            destination.directory.rename(&temp.name, &destination.name).map_err(Error::io(Phase::Rename, path))?;
+            let position = self
+                .pending
+                .iter()
+                .position(|pending| pending.path == *path)
+                .ok_or_else(|| {
+                    let source = io::Error::new(
+                        io::ErrorKind::NotFound,
+                        "no file was written for this path",
+                    );
+                    Error::Io {
+                        phase: Phase::Rename,
+                        path: path.to_path_buf(),
+                        source,
+                    }
+                })?;
+            let Pending {
+                path,
+                destination,
+                mut temp,
+            } = self.pending.remove(position);
+            destination
+                .directory
+                .rename(&temp.name, &destination.name)
+                .map_err(Error::io(Phase::Rename, path))?;
             temp.has_moved = true;
-            if !touched.iter().any(|(known, _)| *known == destination.directory_path) {
+            if !touched
+                .iter()
+                .any(|(known, _)| *known == destination.directory_path)
+            {
                 touched.push((destination.directory_path, destination.directory));
             }
         }
         if self.sync {
             for (path, directory) in touched {
-                directory.sync().map_err(|source| Error::CommitUnknown { path, source })?;
+                directory
+                    .sync()
+                    .map_err(|source| Error::CommitUnknown { path, source })?;
             }
         }
         Ok(())
@@ -134,7 +215,8 @@ impl Commit {
     fn resolve(&mut self, path: &Path) -> Result<Destination> {
         let mut resolved = path.to_owned();
         for _ in 0..MAX_SYMLINKS {
-            let refuse = |errno| Error::io(Phase::Inspect, path)(io::Error::from_raw_os_error(errno));
+            let refuse =
+                |errno| Error::io(Phase::Inspect, path)(io::Error::from_raw_os_error(errno));
             let Some(name) = resolved.file_name().map(OsString::from) else {
                 return Err(refuse(libc::EISDIR));
             };
@@ -143,13 +225,23 @@ impl Commit {
             }
             let directory_path = resolved.parent().unwrap_or(Path::new("")).to_owned();
             let directory = self.directory(&directory_path)?;
-            let replaced = directory.inspect(&name).map_err(Error::io(Phase::Inspect, path))?;
+            let replaced = directory
+                .inspect(&name)
+                .map_err(Error::io(Phase::Inspect, path))?;
             match replaced.map(|metadata| metadata.kind) {
                 None | Some(FileKind::Regular) => {
-                    return Ok(Destination { directory, directory_path, name, replaced });
+                    return Ok(Destination {
+                        directory,
+                        directory_path,
+                        name,
+                        replaced,
+                    });
                 }
                 Some(FileKind::Symlink) => {
-                    let target = self.files.read_link(&resolved).map_err(Error::io(Phase::Inspect, path))?;
+                    let target = self
+                        .files
+                        .read_link(&resolved)
+                        .map_err(Error::io(Phase::Inspect, path))?;
                     resolved = directory_path.join(target);
                 }
                 Some(FileKind::Directory) => return Err(refuse(libc::EISDIR)),
@@ -157,15 +249,21 @@ impl Commit {
                 Some(FileKind::Special) => return Err(refuse(libc::EINVAL)),
             }
         }
-        Err(Error::io(Phase::Inspect, path)(io::Error::from_raw_os_error(libc::ELOOP)))
+        Err(Error::io(Phase::Inspect, path)(
+            io::Error::from_raw_os_error(libc::ELOOP),
+        ))
     }
 
     fn directory(&mut self, path: &Path) -> Result<Arc<dyn Directory>> {
         if let Some((_, directory)) = self.directories.iter().find(|(known, _)| known == path) {
             return Ok(Arc::clone(directory));
         }
-        let directory = self.files.open_directory(path).map_err(Error::io(Phase::OpenDirectory, path))?;
-        self.directories.push((path.to_owned(), Arc::clone(&directory)));
+        let directory = self
+            .files
+            .open_directory(path)
+            .map_err(Error::io(Phase::OpenDirectory, path))?;
+        self.directories
+            .push((path.to_owned(), Arc::clone(&directory)));
         Ok(directory)
     }
 }
@@ -187,17 +285,32 @@ impl TempFile {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let pid = process::id();
         let wrap = |source| Error::io(Phase::Create, &destination.directory_path)(source);
-        let mode = if destination.replaced.is_some() { PRIVATE_MODE } else { NEW_FILE_MODE };
+        let mode = if destination.replaced.is_some() {
+            PRIVATE_MODE
+        } else {
+            NEW_FILE_MODE
+        };
         for _ in 0..MAX_TEMP_NAMES {
-            let name = OsString::from(format!(".fastckpt-{pid}-{}.tmp", NEXT.fetch_add(1, Ordering::Relaxed)));
-            let (file, direct) = match create_direct_or_not(&*destination.directory, &name, mode, direct) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                other => other.map_err(wrap)?,
-            };
+            let name = OsString::from(format!(
+                ".fastckpt-{pid}-{}.tmp",
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            ));
+            let (file, direct) =
+                match create_direct_or_not(&*destination.directory, &name, mode, direct) {
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                    other => other.map_err(wrap)?,
+                };
             let directory = Arc::clone(&destination.directory);
-            let temp = Self { directory, name, file, owner: pid, has_moved: false };
+            let temp = Self {
+                directory,
+                name,
+                file,
+                owner: pid,
+                has_moved: false,
+            };
             if temp.lock().map_err(wrap)? {
-                temp.adopt_mode(destination.replaced.as_ref()).map_err(wrap)?;
+                temp.adopt_mode(destination.replaced.as_ref())
+                    .map_err(wrap)?;
                 return Ok((temp, direct));
             }
         }
@@ -213,7 +326,10 @@ impl TempFile {
             // Some network file systems have no locks: then their temporary files are not collected.
             Err(error)
                 if error.kind() == io::ErrorKind::Unsupported
-                    || matches!(error.raw_os_error(), Some(libc::ENOLCK | libc::ENOSYS | libc::EINVAL)) =>
+                    || matches!(
+                        error.raw_os_error(),
+                        Some(libc::ENOLCK | libc::ENOSYS | libc::EINVAL)
+                    ) =>
             {
                 Ok(true)
             }
@@ -222,7 +338,9 @@ impl TempFile {
     }
 
     fn adopt_mode(&self, replaced: Option<&Metadata>) -> io::Result<()> {
-        let Some(replaced) = replaced else { return Ok(()) };
+        let Some(replaced) = replaced else {
+            return Ok(());
+        };
         let now = self.file.metadata()?;
         if (now.mode, now.uid, now.gid) == (replaced.mode, replaced.uid, replaced.gid) {
             return Ok(());

@@ -22,6 +22,8 @@ pub enum Phase {
     Map,
     /// Opening the directory that a file goes to.
     OpenDirectory,
+    /// Creating a directory.
+    CreateDirectory,
     /// Looking at what is at the destination now.
     Inspect,
     /// Creating the temporary file.
@@ -47,6 +49,7 @@ impl fmt::Display for Phase {
             Self::Read => "reading",
             Self::Map => "mapping the file",
             Self::OpenDirectory => "opening the directory",
+            Self::CreateDirectory => "creating the directory",
             Self::Inspect => "looking at the destination",
             Self::Create => "creating the temporary file",
             Self::Allocate => "reserving disk space",
@@ -85,7 +88,12 @@ impl fmt::Display for ChecksumMismatch {
             [] => write!(f, "record {}", self.record)?,
             [first] => write!(f, "tensor '{first}' (record {}", self.record)?,
             [first, rest @ ..] => {
-                write!(f, "tensor '{first}' and {} more that share its storage (record {}", rest.len(), self.record)?;
+                write!(
+                    f,
+                    "tensor '{first}' and {} more that share its storage (record {}",
+                    rest.len(),
+                    self.record
+                )?;
             }
         }
         write!(f, " of {}", self.path.display())?;
@@ -179,6 +187,10 @@ impl Error {
     /// Wraps a system error with where it happened.
     pub(crate) fn io(phase: Phase, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { phase, path, source }
+        move |source| Self::Io {
+            phase,
+            path,
+            source,
+        }
     }
 }

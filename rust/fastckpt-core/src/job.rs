@@ -121,7 +121,11 @@ impl Job {
             if ready() {
                 return Ok(());
             }
-            guard = self.changed.1.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            guard = self
+                .changed
+                .1
+                .wait(guard)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -152,7 +156,10 @@ impl Job {
                 let mut started = 0;
                 for _ in 0..threads {
                     self.running.fetch_add(1, Ordering::AcqRel);
-                    match thread::Builder::new().name("fastckpt".into()).spawn_scoped(scope, worker) {
+                    match thread::Builder::new()
+                        .name("fastckpt".into())
+                        .spawn_scoped(scope, worker)
+                    {
                         Ok(_joined_by_the_scope) => started += 1,
                         Err(error) => {
                             // Out of threads (a container's limit): fewer will do.
@@ -179,7 +186,9 @@ impl Job {
 
     fn poll(&self, observer: &mut dyn Observer) -> Result<()> {
         let done_nbytes = self.done_nbytes.load(Ordering::Relaxed);
-        observer.poll(done_nbytes, self.total_nbytes).map_err(|Stop| Error::Interrupted)
+        observer
+            .poll(done_nbytes, self.total_nbytes)
+            .map_err(|Stop| Error::Interrupted)
     }
 
     fn work_here<S>(
@@ -227,21 +236,23 @@ impl Job {
     fn look_after(&self, observer: &mut dyn Observer, mut attendant: Option<&mut dyn Attendant>) {
         let mut last_poll = Instant::now();
         while self.running.load(Ordering::Acquire) > 0 {
-            if !self.is_cancelled() {
-                let attended = attendant.as_mut().map_or(Ok(false), |attendant| attendant.attend());
-                match attended {
-                    Ok(true) => {}
-                    Ok(false) => self.wait_for_change(attendant.is_some()),
-                    Err(error) => self.fail(error),
-                }
-                if last_poll.elapsed() >= POLL_INTERVAL {
-                    last_poll = Instant::now();
-                    if let Err(error) = self.poll(observer) {
-                        self.fail(error);
-                    }
-                }
-            } else {
+            if self.is_cancelled() {
                 self.wait_for_change(false);
+                continue;
+            }
+            let attended = attendant
+                .as_mut()
+                .map_or(Ok(false), |attendant| attendant.attend());
+            match attended {
+                Ok(true) => {}
+                Ok(false) => self.wait_for_change(attendant.is_some()),
+                Err(error) => self.fail(error),
+            }
+            if last_poll.elapsed() >= POLL_INTERVAL {
+                last_poll = Instant::now();
+                if let Err(error) = self.poll(observer) {
+                    self.fail(error);
+                }
             }
         }
     }
@@ -253,8 +264,17 @@ impl Job {
         if self.running.load(Ordering::Acquire) == 0 {
             return;
         }
-        let timeout = if attended { Duration::from_millis(1) } else { POLL_INTERVAL };
-        drop(self.changed.1.wait_timeout(guard, timeout).unwrap_or_else(PoisonError::into_inner));
+        let timeout = if attended {
+            Duration::from_millis(1)
+        } else {
+            POLL_INTERVAL
+        };
+        drop(
+            self.changed
+                .1
+                .wait_timeout(guard, timeout)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 }
 
@@ -283,10 +303,12 @@ pub fn run_detached<T: Send + 'static>(
 ) -> Result<io::Result<T>> {
     let (sender, receiver) = mpsc::channel();
     let in_thread = call.clone();
-    let spawned = thread::Builder::new().name("fastckpt-sync".into()).spawn(move || {
-        // The receiver is gone if the observer asked to stop: then nobody wants the result.
-        let _nobody_listens = sender.send(in_thread());
-    });
+    let spawned = thread::Builder::new()
+        .name("fastckpt-sync".into())
+        .spawn(move || {
+            // The receiver is gone if the observer asked to stop: then nobody wants the result.
+            let _nobody_listens = sender.send(in_thread());
+        });
     if spawned.is_err() {
         return Ok(call());
     }
@@ -294,10 +316,14 @@ pub fn run_detached<T: Send + 'static>(
         match receiver.recv_timeout(POLL_INTERVAL) {
             Ok(result) => return Ok(result),
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                observer.poll(total_nbytes, total_nbytes).map_err(|Stop| Error::Interrupted)?;
+                observer
+                    .poll(total_nbytes, total_nbytes)
+                    .map_err(|Stop| Error::Interrupted)?;
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => {
-                return Ok(Err(io::Error::other("the syncing thread ended without a result")));
+                return Ok(Err(io::Error::other(
+                    "the syncing thread ended without a result",
+                )));
             }
         }
     }

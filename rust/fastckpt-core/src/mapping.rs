@@ -48,18 +48,34 @@ impl Mapping {
         Self::map(nbytes, libc::MAP_PRIVATE, file.as_raw_fd(), offset)
     }
 
-    fn map(nbytes: usize, flags: libc::c_int, fd: libc::c_int, offset: libc::off_t) -> io::Result<Self> {
+    fn map(
+        nbytes: usize,
+        flags: libc::c_int,
+        fd: libc::c_int,
+        offset: libc::off_t,
+    ) -> io::Result<Self> {
         if nbytes == 0 {
-            return Ok(Self { address: NonNull::dangling(), nbytes });
+            return Ok(Self {
+                address: NonNull::dangling(),
+                nbytes,
+            });
         }
         // SAFETY: a fresh mapping at an address of the kernel's choice overlaps nothing of ours.
         let address = unsafe {
-            libc::mmap(ptr::null_mut(), nbytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, offset)
+            libc::mmap(
+                ptr::null_mut(),
+                nbytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd,
+                offset,
+            )
         };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let address = NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned NULL"))?;
+        let address =
+            NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mmap returned NULL"))?;
         Ok(Self { address, nbytes })
     }
 
@@ -99,9 +115,16 @@ impl Mapping {
     /// # Panics
     /// Where the range is not inside the mapping.
     #[must_use]
-    #[allow(clippy::mut_from_ref, reason = "parts are disjoint: that is the caller's promise")]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "parts are disjoint: that is the caller's promise"
+    )]
     pub unsafe fn part(&self, range: Range<usize>) -> &mut [u8] {
-        assert!(range.start <= range.end && range.end <= self.nbytes, "part {range:?} of a mapping of {}", self.nbytes);
+        assert!(
+            range.start <= range.end && range.end <= self.nbytes,
+            "part {range:?} of a mapping of {}",
+            self.nbytes
+        );
         // SAFETY: inside the mapping (asserted); exclusive by the caller's promise.
         unsafe { slice::from_raw_parts_mut(self.address.as_ptr().add(range.start), range.len()) }
     }
@@ -110,7 +133,13 @@ impl Mapping {
     pub fn advise_sequential(&self) {
         if self.nbytes > 0 {
             // SAFETY: the range is this mapping. It is advice: a refusal costs speed only.
-            unsafe { libc::madvise(self.address.as_ptr().cast(), self.nbytes, libc::MADV_SEQUENTIAL) };
+            unsafe {
+                libc::madvise(
+                    self.address.as_ptr().cast(),
+                    self.nbytes,
+                    libc::MADV_SEQUENTIAL,
+                )
+            };
         }
     }
 }

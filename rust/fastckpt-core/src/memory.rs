@@ -37,7 +37,10 @@ impl Memory {
     /// Describes bytes of this process that outlive the job.
     #[must_use]
     pub fn of_static(bytes: &'static [u8]) -> Self {
-        Self { address: bytes.as_ptr().cast_mut(), nbytes: bytes.len() }
+        Self {
+            address: bytes.as_ptr().cast_mut(),
+            nbytes: bytes.len(),
+        }
     }
 
     /// Size in bytes.
@@ -60,7 +63,12 @@ impl Memory {
     #[must_use]
     pub fn copy_checksummed(&self, offset: usize, into: &mut [u8]) -> u32 {
         let end = offset.checked_add(into.len());
-        assert!(end.is_some_and(|end| end <= self.nbytes), "copy of {} bytes at {offset} of {}", into.len(), self.nbytes);
+        assert!(
+            end.is_some_and(|end| end <= self.nbytes),
+            "copy of {} bytes at {offset} of {}",
+            into.len(),
+            self.nbytes
+        );
         let mut hasher = crc32fast::Hasher::new();
         for (piece_index, piece) in into.chunks_mut(PIECE_NBYTES).enumerate() {
             // SAFETY: the range is inside the memory (asserted above), which the constructor's
@@ -82,10 +90,17 @@ impl Memory {
     /// # Panics
     /// Where the range is not inside the memory.
     #[must_use]
-    #[allow(clippy::mut_from_ref, reason = "parts are disjoint: that is the caller's promise")]
+    #[allow(
+        clippy::mut_from_ref,
+        reason = "parts are disjoint: that is the caller's promise"
+    )]
     pub unsafe fn part(&self, offset: usize, nbytes: usize) -> &mut [u8] {
         let end = offset.checked_add(nbytes);
-        assert!(end.is_some_and(|end| end <= self.nbytes), "part of {nbytes} bytes at {offset} of {}", self.nbytes);
+        assert!(
+            end.is_some_and(|end| end <= self.nbytes),
+            "part of {nbytes} bytes at {offset} of {}",
+            self.nbytes
+        );
         // SAFETY: inside the memory (asserted), valid by the constructor's contract, exclusive by
         // the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.address.add(offset), nbytes) }

@@ -14,7 +14,9 @@ use fastckpt_core::commit::Commit;
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::job::{Observer, Stop, Unobserved};
 use fastckpt_core::memory::Memory;
-use fastckpt_core::write::{self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions};
+use fastckpt_core::write::{
+    self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions,
+};
 use fastckpt_core::{Error, Phase};
 use fastckpt_format::layout::{Alignment, Layout};
 use fastckpt_format::{archive, checksum};
@@ -31,7 +33,9 @@ fn payload(seed: u64, nbytes: usize) -> &'static [u8] {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let bytes: Vec<u8> = (0..nbytes)
         .map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 56) as u8
         })
         .collect();
@@ -39,12 +43,26 @@ fn payload(seed: u64, nbytes: usize) -> &'static [u8] {
 }
 
 fn payloads(sizes: &[usize]) -> Vec<&'static [u8]> {
-    sizes.iter().enumerate().map(|(seed, nbytes)| payload(seed as u64 + 1, *nbytes)).collect()
+    sizes
+        .iter()
+        .enumerate()
+        .map(|(seed, nbytes)| payload(seed as u64 + 1, *nbytes))
+        .collect()
 }
 
 fn plan_of(storages: &[&'static [u8]], alignment: u64) -> ArchivePlan {
-    let sources: Vec<_> = storages.iter().map(|bytes| StorageSource::Memory(Memory::of_static(bytes))).collect();
-    ArchivePlan::new("model", b"the pickle".to_vec(), &sources, Alignment::new(alignment).unwrap(), NO_STEP).unwrap()
+    let sources: Vec<_> = storages
+        .iter()
+        .map(|bytes| StorageSource::Memory(Memory::of_static(bytes)))
+        .collect();
+    ArchivePlan::new(
+        "model",
+        b"the pickle".to_vec(),
+        &sources,
+        Alignment::new(alignment).unwrap(),
+        NO_STEP,
+    )
+    .unwrap()
 }
 
 /// The archive, put together the plain way: one record after the other.
@@ -52,7 +70,12 @@ fn oracle(storages: &[&'static [u8]], alignment: u64) -> Vec<u8> {
     let alignment = Alignment::new(alignment).unwrap();
     let sizes: Vec<u64> = storages.iter().map(|bytes| bytes.len() as u64).collect();
     let pickle = b"the pickle";
-    let layout = Layout::plan("model", archive::record_specs(pickle.len() as u64, alignment, &sizes), alignment).unwrap();
+    let layout = Layout::plan(
+        "model",
+        archive::record_specs(pickle.len() as u64, alignment, &sizes),
+        alignment,
+    )
+    .unwrap();
     let mut out = Vec::new();
     let mut crcs: Vec<(u32, u64)> = Vec::new();
     for (index, record) in layout.records().iter().enumerate() {
@@ -60,7 +83,9 @@ fn oracle(storages: &[&'static [u8]], alignment: u64) -> Vec<u8> {
         let bytes: &[u8] = match (index, archive::fixed_payload(&record.name, alignment)) {
             (0, _) => pickle,
             (_, Some(fixed)) => fixed.leak(),
-            (_, None) if index < archive::FIRST_STORAGE + storages.len() => storages[index - archive::FIRST_STORAGE],
+            (_, None) if index < archive::FIRST_STORAGE + storages.len() => {
+                storages[index - archive::FIRST_STORAGE]
+            }
             _ => {
                 id = archive::serialization_id(NO_STEP, &crcs);
                 &id
@@ -79,7 +104,12 @@ fn oracle(storages: &[&'static [u8]], alignment: u64) -> Vec<u8> {
     out
 }
 
-fn save(path: &Path, plan: &ArchivePlan, options: &WriteOptions, script: Script) -> (Result<u64, Error>, Arc<Script>) {
+fn save(
+    path: &Path,
+    plan: &ArchivePlan,
+    options: &WriteOptions,
+    script: Script,
+) -> (Result<u64, Error>, Arc<Script>) {
     let script = Arc::new(script);
     let mut commit = Commit::new(Arc::new(ScriptedFiles(Arc::clone(&script))), true);
     let result = commit
@@ -194,8 +224,16 @@ impl FakeDevice {
         let mut buffers = vec![vec![0u8; slot_nbytes]; slots];
         // SAFETY: the buffers live as long as the device, and their vectors do not grow.
         #[allow(unsafe_code)]
-        let slots = buffers.iter_mut().map(|buffer| unsafe { Memory::new(buffer.as_mut_ptr(), slot_nbytes) }).collect();
-        Self { storages: storages.to_vec(), pending: vec![None; buffers.len()], buffers, slots }
+        let slots = buffers
+            .iter_mut()
+            .map(|buffer| unsafe { Memory::new(buffer.as_mut_ptr(), slot_nbytes) })
+            .collect();
+        Self {
+            storages: storages.to_vec(),
+            pending: vec![None; buffers.len()],
+            buffers,
+            slots,
+        }
     }
 }
 
@@ -203,7 +241,13 @@ impl SaveStager for FakeDevice {
     fn slots(&self) -> &[Memory] {
         &self.slots
     }
-    fn start(&mut self, slot: usize, storage: usize, offset: u64, nbytes: usize) -> Result<(), Stop> {
+    fn start(
+        &mut self,
+        slot: usize,
+        storage: usize,
+        offset: u64,
+        nbytes: usize,
+    ) -> Result<(), Stop> {
         assert!(self.pending[slot].is_none() && nbytes <= self.buffers[slot].len());
         self.pending[slot] = Some((storage, offset, nbytes));
         Ok(())
@@ -211,7 +255,8 @@ impl SaveStager for FakeDevice {
     fn finish(&mut self, slot: usize) -> Result<(), Stop> {
         let (storage, offset, nbytes) = self.pending[slot].take().unwrap();
         let start = usize::try_from(offset).unwrap();
-        self.buffers[slot][..nbytes].copy_from_slice(&self.storages[storage][start..start + nbytes]);
+        self.buffers[slot][..nbytes]
+            .copy_from_slice(&self.storages[storage][start..start + nbytes]);
         Ok(())
     }
 }
@@ -220,7 +265,11 @@ impl SaveStager for FakeDevice {
 fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
     let storages = payloads(&[100_000, 0, 17]);
     let plan = plan_of(&storages, 64);
-    let options = WriteOptions { threads: threads(1), chunk_nbytes: NonZeroUsize::new(8 * BLOCK), direct: None };
+    let options = WriteOptions {
+        threads: threads(1),
+        chunk_nbytes: NonZeroUsize::new(8 * BLOCK),
+        direct: None,
+    };
     let scratch = Scratch::new();
     let path = scratch.path("model.pt");
     let (_, counted) = save(&path, &plan, &options, Script::default());
@@ -229,23 +278,52 @@ fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
     for errno in [EIO, ENOSPC] {
         for (number, name) in operations.iter().enumerate() {
             std::fs::write(&path, b"the old checkpoint").unwrap();
-            let (result, script) = save(&path, &plan, &options, Script { fail: Some((number, errno)), ..Script::default() });
+            let (result, script) = save(
+                &path,
+                &plan,
+                &options,
+                Script {
+                    fail: Some((number, errno)),
+                    ..Script::default()
+                },
+            );
             let context = format!("{name} (operation {number}) fails with {errno}");
             match result.expect_err(&context) {
                 Error::CommitUnknown { source, .. } => {
-                    assert_eq!((*name, source.raw_os_error()), ("sync_directory", Some(errno)), "{context}");
-                    assert!(std::fs::read(&path).unwrap() == oracle(&storages, 64), "{context}");
+                    assert_eq!(
+                        (*name, source.raw_os_error()),
+                        ("sync_directory", Some(errno)),
+                        "{context}"
+                    );
+                    assert!(
+                        std::fs::read(&path).unwrap() == oracle(&storages, 64),
+                        "{context}"
+                    );
                     continue;
                 }
-                Error::Io { source, path: reported, .. } => {
+                Error::Io {
+                    source,
+                    path: reported,
+                    ..
+                } => {
                     assert_eq!(source.raw_os_error(), Some(errno), "{context}");
-                    assert!(reported.starts_with(scratch.path("")), "{context}: {reported:?}");
+                    assert!(
+                        reported.starts_with(scratch.path("")),
+                        "{context}: {reported:?}"
+                    );
                 }
                 other => panic!("{context}: {other:?}"),
             }
-            assert_eq!(std::fs::read(&path).unwrap(), b"the old checkpoint", "{context}");
+            assert_eq!(
+                std::fs::read(&path).unwrap(),
+                b"the old checkpoint",
+                "{context}"
+            );
             assert_eq!(scratch.names(), ["model.pt"], "{context}");
-            assert!(script.count("sync") <= 1, "{context}: fsync was tried again");
+            assert!(
+                script.count("sync") <= 1,
+                "{context}: fsync was tried again"
+            );
         }
     }
 }
@@ -259,17 +337,42 @@ fn direct_io_that_is_refused_at_open_or_at_the_first_write_falls_back() {
         let path = scratch.path("model.pt");
         let script = if refused == "write_at" {
             // The first write: directory, destination, creation, lock, metadata and allocation come before it.
-            let (_, counted) = save(&path, &plan_of(&storages, 64), &WriteOptions::default(), Script::default());
+            let (_, counted) = save(
+                &path,
+                &plan_of(&storages, 64),
+                &WriteOptions::default(),
+                Script::default(),
+            );
             std::fs::remove_file(&path).unwrap();
-            let first = counted.log.lock().unwrap().iter().position(|name| *name == "write_at").unwrap();
-            Script { fail: Some((first, EINVAL)), ..Script::default() }
+            let first = counted
+                .log
+                .lock()
+                .unwrap()
+                .iter()
+                .position(|name| *name == "write_at")
+                .unwrap();
+            Script {
+                fail: Some((first, EINVAL)),
+                ..Script::default()
+            }
         } else {
-            Script { fail_named: Some(("create_direct", EINVAL)), ..Script::default() }
+            Script {
+                fail_named: Some(("create_direct", EINVAL)),
+                ..Script::default()
+            }
         };
-        let (result, script) = save(&path, &plan_of(&storages, 64), &WriteOptions::default(), script);
+        let (result, script) = save(
+            &path,
+            &plan_of(&storages, 64),
+            &WriteOptions::default(),
+            script,
+        );
         result.unwrap();
         assert!(std::fs::read(&path).unwrap() == expected, "{refused}");
-        assert_eq!(script.count("set_direct"), usize::from(refused == "write_at"));
+        assert_eq!(
+            script.count("set_direct"),
+            usize::from(refused == "write_at")
+        );
         assert_eq!(scratch.names(), ["model.pt"]);
     }
 }
@@ -279,8 +382,16 @@ fn a_file_system_that_cannot_reserve_space_is_written_to_all_the_same() {
     let scratch = Scratch::new();
     let path = scratch.path("model.pt");
     let storages = payloads(&[9000]);
-    let eopnotsupp = Script { fail_named: Some(("allocate", 95)), ..Script::default() };
-    let (result, _) = save(&path, &plan_of(&storages, 64), &WriteOptions::default(), eopnotsupp);
+    let eopnotsupp = Script {
+        fail_named: Some(("allocate", 95)),
+        ..Script::default()
+    };
+    let (result, _) = save(
+        &path,
+        &plan_of(&storages, 64),
+        &WriteOptions::default(),
+        eopnotsupp,
+    );
     result.unwrap();
     assert!(std::fs::read(&path).unwrap() == oracle(&storages, 64));
 }
@@ -288,15 +399,28 @@ fn a_file_system_that_cannot_reserve_space_is_written_to_all_the_same() {
 #[test]
 fn the_order_is_write_fsync_rename_fsync_of_the_directory() {
     let scratch = Scratch::new();
-    let (result, script) =
-        save(&scratch.path("model.pt"), &plan_of(&payloads(&[10]), 64), &WriteOptions::default(), Script::default());
+    let (result, script) = save(
+        &scratch.path("model.pt"),
+        &plan_of(&payloads(&[10]), 64),
+        &WriteOptions::default(),
+        Script::default(),
+    );
     result.unwrap();
     let log = script.log.lock().unwrap();
     let order: Vec<_> = log
         .iter()
         .filter(|name| ["write_at", "truncate", "sync", "rename", "sync_directory"].contains(name))
         .collect();
-    assert_eq!(order, [&"write_at", &"truncate", &"sync", &"rename", &"sync_directory"]);
+    assert_eq!(
+        order,
+        [
+            &"write_at",
+            &"truncate",
+            &"sync",
+            &"rename",
+            &"sync_directory"
+        ]
+    );
 }
 
 /// Stops the job the first time it is asked after `after` bytes are done.
@@ -304,7 +428,11 @@ struct StopAfter(u64);
 
 impl Observer for StopAfter {
     fn poll(&mut self, done_nbytes: u64, _total_nbytes: u64) -> Result<(), Stop> {
-        if done_nbytes >= self.0 { Err(Stop) } else { Ok(()) }
+        if done_nbytes >= self.0 {
+            Err(Stop)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -315,9 +443,18 @@ fn an_interrupted_save_ends_at_once_and_leaves_nothing() {
     let storages = payloads(&[64 << 20]);
     for thread_count in [1, 4] {
         let mut commit = Commit::new(Arc::new(RealFiles), true);
-        let options = WriteOptions { threads: threads(thread_count), ..WriteOptions::default() };
+        let options = WriteOptions {
+            threads: threads(thread_count),
+            ..WriteOptions::default()
+        };
         let started = Instant::now();
-        let result = commit.write_archive(&path, &plan_of(&storages, 64), &options, &mut StopAfter(1), None);
+        let result = commit.write_archive(
+            &path,
+            &plan_of(&storages, 64),
+            &options,
+            &mut StopAfter(1),
+            None,
+        );
         assert!(matches!(result, Err(Error::Interrupted)), "{result:?}");
         assert!(started.elapsed().as_secs() < 10);
         assert_eq!(scratch.names(), Vec::<String>::new());
@@ -327,15 +464,19 @@ fn an_interrupted_save_ends_at_once_and_leaves_nothing() {
 #[test]
 fn a_new_file_obeys_the_umask_and_a_replaced_one_keeps_its_mode() {
     let scratch = Scratch::new();
-    let (plain, path) = (scratch.path("plain"), scratch.path("model.pt"));
-    std::fs::write(&plain, b"").unwrap();
+    let (other, path) = (scratch.path("other"), scratch.path("model.pt"));
+    std::fs::write(&other, b"").unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     let plan = plan_of(&payloads(&[10]), 64);
-    save(&path, &plan, &WriteOptions::default(), Script::default()).0.unwrap();
-    assert_eq!(mode(&path), mode(&plain));
+    save(&path, &plan, &WriteOptions::default(), Script::default())
+        .0
+        .unwrap();
+    assert_eq!(mode(&path), mode(&other));
     for wanted in [0o600, 0o640, 0o444, 0o755] {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(wanted)).unwrap();
-        save(&path, &plan, &WriteOptions::default(), Script::default()).0.unwrap();
+        save(&path, &plan, &WriteOptions::default(), Script::default())
+            .0
+            .unwrap();
         assert_eq!(mode(&path), wanted);
     }
 }
@@ -345,11 +486,23 @@ fn symbolic_links_are_followed_and_other_things_refused() {
     let scratch = Scratch::new();
     std::fs::create_dir(scratch.path("elsewhere")).unwrap();
     let plan = plan_of(&payloads(&[10]), 64);
-    let attempt = |name: &str| save(&scratch.path(name), &plan, &WriteOptions::default(), Script::default()).0;
+    let attempt = |name: &str| {
+        save(
+            &scratch.path(name),
+            &plan,
+            &WriteOptions::default(),
+            Script::default(),
+        )
+        .0
+    };
 
     std::os::unix::fs::symlink("elsewhere/target.pt", scratch.path("link.pt")).unwrap();
     attempt("link.pt").unwrap();
-    assert!(std::fs::symlink_metadata(scratch.path("link.pt")).unwrap().is_symlink());
+    assert!(
+        std::fs::symlink_metadata(scratch.path("link.pt"))
+            .unwrap()
+            .is_symlink()
+    );
     assert!(scratch.path("elsewhere/target.pt").is_file());
 
     std::os::unix::fs::symlink("loop.pt", scratch.path("loop.pt")).unwrap();
@@ -359,8 +512,23 @@ fn symbolic_links_are_followed_and_other_things_refused() {
     };
     assert_eq!(errno_of(attempt("loop.pt")), (Some(40), Phase::Inspect));
     assert_eq!(errno_of(attempt("elsewhere")), (Some(21), Phase::Inspect));
-    assert_eq!(errno_of(attempt("missing/model.pt")), (Some(2), Phase::OpenDirectory));
-    assert_eq!(errno_of(save(Path::new("/dev/null"), &plan, &WriteOptions::default(), Script::default()).0).0, Some(EINVAL));
+    assert_eq!(
+        errno_of(attempt("missing/model.pt")),
+        (Some(2), Phase::OpenDirectory)
+    );
+    assert_eq!(
+        errno_of(
+            save(
+                Path::new("/dev/null"),
+                &plan,
+                &WriteOptions::default(),
+                Script::default()
+            )
+            .0
+        )
+        .0,
+        Some(EINVAL)
+    );
 }
 
 #[test]
@@ -373,16 +541,48 @@ fn the_last_of_several_saves_at_once_wins_and_is_whole() {
         for storages in &candidates {
             scope.spawn(|| {
                 for _ in 0..5 {
-                    save(&path, &plan_of(storages, 64), &WriteOptions::default(), Script::default()).0.unwrap();
+                    save(
+                        &path,
+                        &plan_of(storages, 64),
+                        &WriteOptions::default(),
+                        Script::default(),
+                    )
+                    .0
+                    .unwrap();
                 }
                 finished.fetch_add(1, Ordering::Relaxed);
             });
         }
         while finished.load(Ordering::Relaxed) < candidates.len() {
             if let Ok(bytes) = std::fs::read(&path) {
-                assert!(candidates.iter().any(|storages| oracle(storages, 64) == bytes));
+                assert!(
+                    candidates
+                        .iter()
+                        .any(|storages| oracle(storages, 64) == bytes)
+                );
             }
         }
     });
     assert_eq!(scratch.names(), ["model.pt"]);
+}
+
+#[test]
+fn directories_are_created_and_their_parents_synced() {
+    let scratch = Scratch::new();
+    let script = Arc::new(Script::default());
+    let mut commit = Commit::new(Arc::new(ScriptedFiles(Arc::clone(&script))), true);
+    let deep = scratch.path("a/b/c");
+    commit.create_directory(&deep).unwrap();
+    assert!(deep.is_dir());
+    assert_eq!(script.count("sync_directory"), 3);
+    commit.create_directory(&deep).unwrap();
+    assert_eq!(script.count("sync_directory"), 3, "nothing was created");
+    std::fs::write(scratch.path("file"), b"").unwrap();
+    for taken in ["file", "file/below"] {
+        let result = commit.create_directory(&scratch.path(taken));
+        assert!(
+            matches!(result, Err(Error::Io { .. })),
+            "{taken}: {result:?}"
+        );
+    }
 }

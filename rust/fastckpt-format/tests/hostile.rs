@@ -470,6 +470,28 @@ fn overlapping_records() {
     );
 }
 
+/// A whole record inside another one's payload: each by itself is sound.
+#[test]
+fn record_inside_a_record() {
+    let inner = archive("m", &[("data/0", b"inner")], 1);
+    let header = find(&inner, b"PK\x01\x02", 0);
+    let good = archive(
+        "m",
+        &[("data.pkl", &inner[..header]), ("data/0", b"inner")],
+        1,
+    );
+    let nested = find(&good, b"PK\x03\x04", 1);
+    let outer_end = nested + header + 12;
+    let entry = find(&good, b"PK\x01\x02", 1);
+    let offset = u32::try_from(nested).unwrap().to_le_bytes();
+    refused(
+        &patched(&good, entry + HEADER_OFFSET, &offset),
+        &format!(
+            "record \"data.pkl\" ends at offset {outer_end}, inside what begins at {nested} (\"data/0\")"
+        ),
+    );
+}
+
 #[test]
 fn two_records_at_one_place() {
     let good = small_archive();
@@ -516,6 +538,11 @@ fn local_headers_that_contradict() {
         (
             26,
             &b"\x07"[..],
+            "length with name and extra fields: expected 47, found 46",
+        ),
+        (
+            28,
+            &b"\x08"[..],
             "length with name and extra fields: expected 47, found 46",
         ),
         (

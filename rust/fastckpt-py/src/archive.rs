@@ -64,7 +64,12 @@ impl PyArchive {
     }
 
     fn names(&self) -> Vec<&str> {
-        self.0.index().entries().iter().map(|entry| entry.name.as_str()).collect()
+        self.0
+            .index()
+            .entries()
+            .iter()
+            .map(|entry| entry.name.as_str())
+            .collect()
     }
 
     fn record_offset(&self, name: &str) -> PyResult<u64> {
@@ -76,7 +81,12 @@ impl PyArchive {
     }
 
     #[pyo3(signature = (name, *, verify=true))]
-    fn read_record<'py>(&self, py: Python<'py>, name: &str, verify: bool) -> PyResult<Bound<'py, PyBytes>> {
+    fn read_record<'py>(
+        &self,
+        py: Python<'py>,
+        name: &str,
+        verify: bool,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         self.entry(name)?;
         let bytes = detached_quietly(py, || self.0.read_record(name, verify))?;
         Ok(PyBytes::new(py, &bytes))
@@ -88,7 +98,10 @@ impl PyArchive {
     }
 
     #[pyo3(signature = (keys, *, mmap=false, verify=true, threads=None, progress=None))]
-    #[allow(clippy::fn_params_excessive_bools, reason = "keyword arguments of a Python function")]
+    #[allow(
+        clippy::fn_params_excessive_bools,
+        reason = "keyword arguments of a Python function"
+    )]
     fn read(
         &self,
         py: Python<'_>,
@@ -100,7 +113,11 @@ impl PyArchive {
     ) -> PyResult<Vec<Py<PySpan>>> {
         let options = ReadOptions { threads, verify };
         let spans = detached(py, progress, &Raised::default(), |observer| {
-            if mmap { self.0.map(&keys, &options, observer) } else { self.0.read(&keys, &options, observer) }
+            if mmap {
+                self.0.map(&keys, &options, observer)
+            } else {
+                self.0.read(&keys, &options, observer)
+            }
         })?;
         spans_to_python(py, spans)
     }
@@ -119,7 +136,12 @@ impl PyArchive {
         let raised = Raised::default();
         let mut stager = PyStager::new(stager, &raised)?;
         detached(py, progress, &raised, |observer| {
-            self.0.read_staged(&keys, &options, observer, &mut stager as &mut dyn LoadStager)
+            self.0.read_staged(
+                &keys,
+                &options,
+                observer,
+                &mut stager as &mut dyn LoadStager,
+            )
         })
     }
 
@@ -131,15 +153,22 @@ impl PyArchive {
         threads: Option<NonZeroUsize>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<()> {
-        let options = ReadOptions { threads, verify: true };
-        detached(py, progress, &Raised::default(), |observer| self.0.check(&keys, &options, observer))
+        let options = ReadOptions {
+            threads,
+            verify: true,
+        };
+        detached(py, progress, &Raised::default(), |observer| {
+            self.0.check(&keys, &options, observer)
+        })
     }
 }
 
 impl PyArchive {
     fn entry(&self, name: &str) -> PyResult<&fastckpt_format::index::Entry> {
         let found = self.0.index().find(name);
-        found.map(|(_, entry)| entry).ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+        found
+            .map(|(_, entry)| entry)
+            .ok_or_else(|| PyKeyError::new_err(name.to_owned()))
     }
 }
 

@@ -24,15 +24,31 @@ impl PyMemory {
     }
 
     /// # Safety
-    /// `view` is a buffer structure for this call to fill, as CPython's buffer protocol has it.
-    unsafe fn __getbuffer__(slf: Bound<'_, Self>, view: *mut ffi::Py_buffer, flags: c_int) -> PyResult<()> {
+    /// `view` is a buffer structure for this call to fill, as Python's buffer protocol has it.
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
         let mapping = &slf.get().0;
         let nbytes = isize::try_from(mapping.nbytes())?;
         // SAFETY: the memory lives as long as this object, which the view keeps alive. It is
         // private to its users, who may write to it.
-        let result =
-            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), mapping.address().cast(), nbytes, 0, flags) };
-        if result == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
+        let result = unsafe {
+            ffi::PyBuffer_FillInfo(
+                view,
+                slf.as_ptr(),
+                mapping.address().cast(),
+                nbytes,
+                0,
+                flags,
+            )
+        };
+        if result == 0 {
+            Ok(())
+        } else {
+            Err(PyErr::fetch(slf.py()))
+        }
     }
 }
 
@@ -54,14 +70,23 @@ pub(crate) fn spans_to_python(py: Python<'_>, spans: Vec<Span>) -> PyResult<Vec<
         .into_iter()
         .map(|span| {
             let memory = match &last {
-                Some((mapping, memory)) if Arc::ptr_eq(mapping, &span.memory) => memory.clone_ref(py),
+                Some((mapping, memory)) if Arc::ptr_eq(mapping, &span.memory) => {
+                    memory.clone_ref(py)
+                }
                 _ => {
                     let memory = Py::new(py, PyMemory(Arc::clone(&span.memory)))?;
                     last = Some((Arc::clone(&span.memory), memory.clone_ref(py)));
                     memory
                 }
             };
-            Py::new(py, PySpan { memory, offset: span.offset, nbytes: span.nbytes })
+            Py::new(
+                py,
+                PySpan {
+                    memory,
+                    offset: span.offset,
+                    nbytes: span.nbytes,
+                },
+            )
         })
         .collect()
 }
@@ -90,20 +115,30 @@ impl HeldStorage {
     /// Takes hold of a `torch.UntypedStorage`. The only place where an address of torch's is read.
     pub(crate) fn new(storage: &Bound<'_, PyAny>) -> PyResult<Self> {
         let py = storage.py();
-        let device: String = storage.getattr(intern!(py, "device"))?.getattr(intern!(py, "type"))?.extract()?;
+        let device: String = storage
+            .getattr(intern!(py, "device"))?
+            .getattr(intern!(py, "type"))?
+            .extract()?;
         if device != "cpu" {
-            return Err(PyValueError::new_err(format!("a storage on {device} has no address in host memory")));
+            return Err(PyValueError::new_err(format!(
+                "a storage on {device} has no address in host memory"
+            )));
         }
         let nbytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
         let address: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
         if address == 0 && nbytes > 0 {
-            return Err(PyValueError::new_err(format!("a storage of {nbytes} bytes has no memory")));
+            return Err(PyValueError::new_err(format!(
+                "a storage of {nbytes} bytes has no memory"
+            )));
         }
         // SAFETY: torch says that the storage has `nbytes` bytes there, and keeps them as long as
         // the storage lives, which `_held` sees to. (A storage that somebody resizes during the
         // job would break this, as it would break torch.save.)
         let memory = unsafe { Memory::new(address as *mut u8, nbytes) };
-        Ok(Self { _held: storage.clone().unbind(), memory })
+        Ok(Self {
+            _held: storage.clone().unbind(),
+            memory,
+        })
     }
 
     pub(crate) fn memory(&self) -> Memory {

@@ -11,7 +11,8 @@ use pyo3::exceptions::{PyAssertionError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
-    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PySet, PyString, PyTuple,
+    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PySet,
+    PyString, PyTuple,
 };
 
 use crate::buffers::PySpan;
@@ -24,11 +25,15 @@ pub(crate) fn build<'py>(
     storages: &Bound<'py, PyList>,
 ) -> PyResult<Bound<'py, PyAny>> {
     if let Some(outside) = graph.outside() {
-        return Err(PyValueError::new_err(format!("only torch's unpickler can build this object: {outside}")));
+        return Err(PyValueError::new_err(format!(
+            "only torch's unpickler can build this object: {outside}"
+        )));
     }
     if storages.len() != graph.storages().len() {
         let (given, wanted) = (storages.len(), graph.storages().len());
-        return Err(PyValueError::new_err(format!("{given} storages given, the pickle has {wanted}")));
+        return Err(PyValueError::new_err(format!(
+            "{given} storages given, the pickle has {wanted}"
+        )));
     }
     let mut builder = Builder::new(py, graph, storages)?;
     for &id in graph.reachable() {
@@ -70,7 +75,11 @@ impl<'py, 'g> Builder<'py, 'g> {
         let storages = storages
             .iter()
             .map(|memory| {
-                let made = if memory.is_instance_of::<PySpan>() { None } else { Some(memory.clone()) };
+                let made = if memory.is_instance_of::<PySpan>() {
+                    None
+                } else {
+                    Some(memory.clone())
+                };
                 Storage { memory, made }
             })
             .collect();
@@ -104,15 +113,19 @@ impl<'py, 'g> Builder<'py, 'g> {
             Node::Text(text) => self.text(self.graph.text(*text), text.has_surrogates())?,
             Node::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
             Node::ByteArray(bytes) => PyByteArray::new(py, bytes).into_any(),
-            Node::Complex(real, imaginary) => PyComplex::from_doubles(py, *real, *imaginary).into_any(),
+            Node::Complex(real, imaginary) => {
+                PyComplex::from_doubles(py, *real, *imaginary).into_any()
+            }
             Node::Tuple(items) => PyTuple::new(py, self.all(items)?)?.into_any(),
             Node::List(_) => PyList::empty(py).into_any(),
             Node::Dict(_) => PyDict::new(py).into_any(),
             Node::OrderedDict { .. } => self.ordered_dict.call0()?,
             Node::Set(items) => PySet::new(py, self.all(items)?)?.into_any(),
-            Node::Size(lengths) => {
-                self.torch.module.getattr(intern!(py, "Size"))?.call1((PyTuple::new(py, lengths.iter())?,))?
-            }
+            Node::Size(lengths) => self
+                .torch
+                .module
+                .getattr(intern!(py, "Size"))?
+                .call1((PyTuple::new(py, lengths.iter())?,))?,
             Node::Dtype(dtype) => self.torch.dtype(*dtype)?,
             Node::Device { kind, index } => {
                 let kind = self.text(self.graph.text(*kind), kind.has_surrogates())?;
@@ -123,10 +136,18 @@ impl<'py, 'g> Builder<'py, 'g> {
                 }
             }
             Node::Tensor(tensor) => self.tensor(tensor)?,
-            Node::Parameter { tensor, requires_grad } => {
-                self.torch.parameter.call1((self.get(*tensor)?, *requires_grad))?
+            Node::Parameter {
+                tensor,
+                requires_grad,
+            } => self
+                .torch
+                .parameter
+                .call1((self.get(*tensor)?, *requires_grad))?,
+            _ => {
+                return Err(PyAssertionError::new_err(
+                    "a node that only torch's unpickler can build",
+                ));
             }
-            _ => return Err(PyAssertionError::new_err("a node that only torch's unpickler can build")),
         })
     }
 
@@ -161,22 +182,23 @@ impl<'py, 'g> Builder<'py, 'g> {
     fn text(&self, bytes: &[u8], has_surrogates: bool) -> PyResult<Bound<'py, PyAny>> {
         if has_surrogates {
             let arguments = (intern!(self.py, "utf-8"), intern!(self.py, "surrogatepass"));
-            return PyBytes::new(self.py, bytes).call_method1(intern!(self.py, "decode"), arguments);
+            return PyBytes::new(self.py, bytes)
+                .call_method1(intern!(self.py, "decode"), arguments);
         }
-        let text = std::str::from_utf8(bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
         Ok(PyString::new(self.py, text).into_any())
     }
 
     fn tensor(&mut self, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
         let index = tensor.storage.index();
-        let built = match &self.storages[index].made {
-            Some(storage) => self.torch.over_storage(self.py, storage, tensor)?,
-            None => {
-                let span = self.storages[index].memory.cast::<PySpan>()?.clone();
-                let (built, storage) = self.torch.over_span(self.py, span.get(), tensor)?;
-                self.storages[index].made = Some(storage);
-                built
-            }
+        let built = if let Some(storage) = &self.storages[index].made {
+            self.torch.over_storage(self.py, storage, tensor)?
+        } else {
+            let span = self.storages[index].memory.cast::<PySpan>()?.clone();
+            let (built, storage) = self.torch.over_span(self.py, span.get(), tensor)?;
+            self.storages[index].made = Some(storage);
+            built
         };
         if tensor.requires_grad {
             built.setattr(intern!(self.py, "requires_grad"), true)?;
@@ -215,14 +237,17 @@ impl<'py> Torch<'py> {
         tensor: &Tensor,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let itemsize = usize::try_from(tensor.dtype.itemsize())?;
-        if span.nbytes() == 0 || span.nbytes() % itemsize != 0 {
-            let storage = self.bytes_over(py, span)?.call_method0(intern!(py, "untyped_storage"))?;
+        if span.nbytes() == 0 || !span.nbytes().is_multiple_of(itemsize) {
+            let storage = self
+                .bytes_over(py, span)?
+                .call_method0(intern!(py, "untyped_storage"))?;
             return Ok((self.over_storage(py, &storage, tensor)?, storage));
         }
         let numel = span.nbytes() / itemsize;
         let dtype = self.dtype(tensor.dtype)?;
         let whole = self.frombuffer(py, span, &dtype, numel)?;
-        let is_whole = tensor.offset == 0 && *tensor.size == [numel as u64] && *tensor.stride == [1];
+        let is_whole =
+            tensor.offset == 0 && *tensor.size == [numel as u64] && *tensor.stride == [1];
         if !is_whole {
             let size = PyTuple::new(py, tensor.size.iter())?;
             let stride = PyTuple::new(py, tensor.stride.iter())?;
@@ -242,8 +267,14 @@ impl<'py> Torch<'py> {
         let dtype = self.dtype(tensor.dtype)?;
         let arguments = PyDict::new(py);
         arguments.set_item(intern!(py, "dtype"), dtype)?;
-        arguments.set_item(intern!(py, "device"), storage.getattr(intern!(py, "device"))?)?;
-        let empty = self.module.getattr(intern!(py, "empty"))?.call((0,), Some(&arguments))?;
+        arguments.set_item(
+            intern!(py, "device"),
+            storage.getattr(intern!(py, "device"))?,
+        )?;
+        let empty = self
+            .module
+            .getattr(intern!(py, "empty"))?
+            .call((0,), Some(&arguments))?;
         let size = PyTuple::new(py, tensor.size.iter())?;
         let stride = PyTuple::new(py, tensor.stride.iter())?;
         empty.call_method1(intern!(py, "set_"), (storage, tensor.offset, size, stride))
@@ -255,7 +286,10 @@ impl<'py> Torch<'py> {
             // frombuffer refuses a length of 0.
             let arguments = PyDict::new(py);
             arguments.set_item(intern!(py, "dtype"), dtype)?;
-            return self.module.getattr(intern!(py, "empty"))?.call((0,), Some(&arguments));
+            return self
+                .module
+                .getattr(intern!(py, "empty"))?
+                .call((0,), Some(&arguments));
         }
         self.frombuffer(py, span, &dtype, span.nbytes())
     }
@@ -279,5 +313,9 @@ impl<'py> Torch<'py> {
 fn long<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
     let arguments = PyDict::new(py);
     arguments.set_item("signed", true)?;
-    py.get_type::<PyInt>().call_method("from_bytes", (PyBytes::new(py, bytes), "little"), Some(&arguments))
+    py.get_type::<PyInt>().call_method(
+        "from_bytes",
+        (PyBytes::new(py, bytes), "little"),
+        Some(&arguments),
+    )
 }

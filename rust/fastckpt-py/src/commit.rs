@@ -7,7 +7,9 @@ use std::sync::Arc;
 use fastckpt_core::commit::Commit;
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::job::Stop;
-use fastckpt_core::write::{self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions};
+use fastckpt_core::write::{
+    self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions,
+};
 use fastckpt_format::FormatError;
 use fastckpt_format::archive::{DEFAULT_ROOT, SaveMark, root_folder};
 use fastckpt_format::layout::Alignment;
@@ -32,14 +34,21 @@ impl PyCommit {
     #[new]
     #[pyo3(signature = (*, sync=true))]
     fn new(sync: bool) -> Self {
-        Self { commit: Some(Commit::new(Arc::new(RealFiles), sync)) }
+        Self {
+            commit: Some(Commit::new(Arc::new(RealFiles), sync)),
+        }
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }
 
-    fn __exit__(&mut self, _kind: &Bound<'_, PyAny>, _error: &Bound<'_, PyAny>, _trace: &Bound<'_, PyAny>) {
+    fn __exit__(
+        &mut self,
+        _kind: &Bound<'_, PyAny>,
+        _error: &Bound<'_, PyAny>,
+        _trace: &Bound<'_, PyAny>,
+    ) {
         self.abort();
     }
 
@@ -51,7 +60,10 @@ impl PyCommit {
         path, pickle, storages, *, alignment=64, shards=0, save_id=0, stager=None, threads=None, progress=None,
         chunk_nbytes=None, direct=None
     ))]
-    #[allow(clippy::too_many_arguments, reason = "keyword arguments of a Python function")]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of a Python function"
+    )]
     fn write_archive(
         &mut self,
         py: Python<'_>,
@@ -67,12 +79,20 @@ impl PyCommit {
         chunk_nbytes: Option<NonZeroUsize>,
         direct: Option<bool>,
     ) -> PyResult<u64> {
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let root = root_folder(&name, path.as_os_str().is_ascii()).map_err(|error| value_error(&error))?;
+        let name = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let root =
+            root_folder(&name, path.as_os_str().is_ascii()).map_err(|error| value_error(&error))?;
         let raised = Raised::default();
         let sources = Sources::new(&storages, stager, &raised)?;
         let plan = sources.plan(&root, pickle, alignment, SaveMark { shards, save_id })?;
-        let options = WriteOptions { threads, chunk_nbytes, direct };
+        let options = WriteOptions {
+            threads,
+            chunk_nbytes,
+            direct,
+        };
         let commit = self.open()?;
         let mut stager = sources.stager;
         detached(py, progress, &raised, |observer| {
@@ -81,9 +101,18 @@ impl PyCommit {
         })
     }
 
+    fn create_directory(&mut self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        let commit = self.open()?;
+        detached(py, None, &Raised::default(), |_observer| {
+            commit.create_directory(&path)
+        })
+    }
+
     fn write_bytes(&mut self, py: Python<'_>, path: PathBuf, data: Vec<u8>) -> PyResult<()> {
         let commit = self.open()?;
-        detached(py, None, &Raised::default(), |observer| commit.write_bytes(&path, &data, observer))
+        detached(py, None, &Raised::default(), |observer| {
+            commit.write_bytes(&path, &data, observer)
+        })
     }
 
     fn publish(&mut self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<()> {
@@ -97,7 +126,9 @@ impl PyCommit {
 
 impl PyCommit {
     fn open(&mut self) -> PyResult<&mut Commit> {
-        self.commit.as_mut().ok_or_else(|| PyRuntimeError::new_err("this commit has ended"))
+        self.commit
+            .as_mut()
+            .ok_or_else(|| PyRuntimeError::new_err("this commit has ended"))
     }
 }
 
@@ -117,7 +148,10 @@ pub(crate) fn write_archive_to(
     let sources = Sources::new(&storages, stager, &raised)?;
     let plan = sources.plan(DEFAULT_ROOT, pickle, alignment, NO_STEP)?;
     let mut stager = sources.stager;
-    let mut sink = CallableSink { write, raised: raised.clone() };
+    let mut sink = CallableSink {
+        write,
+        raised: raised.clone(),
+    };
     detached(py, progress, &raised, |observer| {
         let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
         write::write_to_sink(&mut sink, &plan, &WriteOptions::default(), observer, stager)
@@ -128,25 +162,33 @@ pub(crate) fn write_archive_to(
 /// The storages of one archive, held until it is written.
 struct Sources {
     _held: Vec<HeldStorage>,
-    sources: Vec<StorageSource>,
+    storages: Vec<StorageSource>,
     stager: Option<PyStager>,
 }
 
 impl Sources {
-    fn new(storages: &[Bound<'_, PyAny>], stager: Option<&Bound<'_, PyAny>>, raised: &Raised) -> PyResult<Self> {
-        let staged: Vec<usize> = match stager {
+    fn new(
+        storages: &[Bound<'_, PyAny>],
+        stager: Option<&Bound<'_, PyAny>>,
+        raised: &Raised,
+    ) -> PyResult<Self> {
+        let positions: Vec<usize> = match stager {
             Some(stager) => stager.getattr(intern!(stager.py(), "staged"))?.extract()?,
             None => Vec::new(),
         };
         let mut held = Vec::new();
         let mut sources = Vec::with_capacity(storages.len());
         let mut is_staged = vec![false; storages.len()];
-        for position in staged {
-            *is_staged.get_mut(position).ok_or_else(|| PyValueError::new_err("no such storage to stage"))? = true;
+        for position in positions {
+            *is_staged
+                .get_mut(position)
+                .ok_or_else(|| PyValueError::new_err("no such storage to stage"))? = true;
         }
         for (storage, staged) in storages.iter().zip(is_staged) {
             sources.push(if staged {
-                let nbytes = storage.call_method0(intern!(storage.py(), "nbytes"))?.extract()?;
+                let nbytes = storage
+                    .call_method0(intern!(storage.py(), "nbytes"))?
+                    .extract()?;
                 StorageSource::Staged { nbytes }
             } else {
                 let storage = HeldStorage::new(storage)?;
@@ -155,13 +197,25 @@ impl Sources {
                 StorageSource::Memory(memory)
             });
         }
-        let stager = stager.map(|stager| PyStager::new(stager, raised)).transpose()?;
-        Ok(Self { _held: held, sources, stager })
+        let stager = stager
+            .map(|stager| PyStager::new(stager, raised))
+            .transpose()?;
+        Ok(Self {
+            _held: held,
+            storages: sources,
+            stager,
+        })
     }
 
-    fn plan(&self, root: &str, pickle: Vec<u8>, alignment: u64, mark: SaveMark) -> PyResult<ArchivePlan> {
+    fn plan(
+        &self,
+        root: &str,
+        pickle: Vec<u8>,
+        alignment: u64,
+        mark: SaveMark,
+    ) -> PyResult<ArchivePlan> {
         Alignment::new(alignment)
-            .and_then(|alignment| ArchivePlan::new(root, pickle, &self.sources, alignment, mark))
+            .and_then(|alignment| ArchivePlan::new(root, pickle, &self.storages, alignment, mark))
             .map_err(|error| value_error(&error))
     }
 }
@@ -180,7 +234,12 @@ impl Sink for CallableSink {
             // A raw file object may take less than it is given.
             while done < total {
                 let view = PyMemoryView::from(&bytes)?;
-                let rest = view.get_item(pyo3::types::PySlice::new(py, done as isize, total as isize, 1))?;
+                let rest = view.get_item(pyo3::types::PySlice::new(
+                    py,
+                    isize::try_from(done)?,
+                    isize::try_from(total)?,
+                    1,
+                ))?;
                 let taken = self.write.call1(py, (rest,))?;
                 done += taken.extract::<Option<usize>>(py)?.unwrap_or(total - done);
             }

@@ -14,9 +14,15 @@ pub(crate) struct Raised(Arc<Mutex<Option<PyErr>>>);
 
 impl Raised {
     /// Calls back into Python; what it raises is kept, and stops the job.
-    pub(crate) fn catch<T>(&self, call: impl FnOnce(Python<'_>) -> PyResult<T>) -> std::result::Result<T, Stop> {
+    pub(crate) fn catch<T>(
+        &self,
+        call: impl FnOnce(Python<'_>) -> PyResult<T>,
+    ) -> std::result::Result<T, Stop> {
         Python::attach(call).map_err(|error| {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .get_or_insert(error);
             Stop
         })
     }
@@ -51,14 +57,22 @@ pub(crate) fn detached<T: Send>(
     raised: &Raised,
     call: impl FnOnce(&mut dyn Observer) -> Result<T> + Send,
 ) -> PyResult<T> {
-    let mut watcher = Watcher { progress, raised: raised.clone() };
-    py.detach(|| call(&mut watcher)).map_err(|error| match (error, raised.take()) {
-        (Error::Interrupted, Some(raised)) => raised,
-        (error, _) => errors::to_python(py, error),
-    })
+    let mut watcher = Watcher {
+        progress,
+        raised: raised.clone(),
+    };
+    py.detach(|| call(&mut watcher))
+        .map_err(|error| match (error, raised.take()) {
+            (Error::Interrupted, Some(raised)) => raised,
+            (error, _) => errors::to_python(py, error),
+        })
 }
 
 /// The same for a verb that has nothing to report and takes no time worth a progress bar.
-pub(crate) fn detached_quietly<T: Send>(py: Python<'_>, call: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
-    py.detach(call).map_err(|error| errors::to_python(py, error))
+pub(crate) fn detached_quietly<T: Send>(
+    py: Python<'_>,
+    call: impl FnOnce() -> Result<T> + Send,
+) -> PyResult<T> {
+    py.detach(call)
+        .map_err(|error| errors::to_python(py, error))
 }

@@ -14,7 +14,11 @@ use pyo3::types::{PyDict, PyModule};
 pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
     let message = error.to_string();
     match error {
-        Error::Io { phase, path, source } => os_error(&source, &describe(phase, &source), &path),
+        Error::Io {
+            phase,
+            path,
+            source,
+        } => os_error(&source, &describe(phase, &source), &path),
         Error::CommitUnknown { path, source } => {
             let arguments = (errno(&source), message, path.as_os_str());
             typed(py, "CommitUnknownError", |class| class.call1(arguments))
@@ -28,7 +32,6 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         _ => PyOSError::new_err(message),
     }
 }
-
 
 fn checksum_error(py: Python<'_>, message: &str, mismatch: &ChecksumMismatch) -> PyErr {
     typed(py, "ChecksumError", |class| {
@@ -60,7 +63,9 @@ fn typed<'py>(
 ) -> PyErr {
     static MODULE: PyOnceLock<Py<PyModule>> = PyOnceLock::new();
     MODULE
-        .get_or_try_init(py, || PyModule::import(py, "fastckpt.errors").map(Bound::unbind))
+        .get_or_try_init(py, || {
+            PyModule::import(py, "fastckpt.errors").map(Bound::unbind)
+        })
         .and_then(|module| module.bind(py).getattr(class))
         .and_then(make)
         .map_or_else(|failure| failure, PyErr::from_value)
@@ -73,9 +78,14 @@ fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
 
 /// The system's words for it, without Rust's "(os error 28)", and what was being done.
 fn describe(phase: Phase, source: &io::Error) -> String {
-    let not_regular = matches!(phase, Phase::Open | Phase::Inspect) && errno(source) == errno_of_invalid_argument();
+    let not_regular = matches!(phase, Phase::Open | Phase::Inspect)
+        && errno(source) == errno_of_invalid_argument();
     let text = source.to_string();
-    let text = if not_regular { "Not a regular file" } else { text.split(" (os error").next().unwrap_or(&text) };
+    let text = if not_regular {
+        "Not a regular file"
+    } else {
+        text.split(" (os error").next().unwrap_or(&text)
+    };
     format!("{text}, while {phase}")
 }
 

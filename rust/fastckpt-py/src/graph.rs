@@ -19,16 +19,27 @@ impl PyGraph {
 
     #[getter]
     fn storages(&self) -> Vec<PyStorageInfo> {
-        self.0.storages().iter().cloned().map(PyStorageInfo).collect()
+        self.0
+            .storages()
+            .iter()
+            .cloned()
+            .map(PyStorageInfo)
+            .collect()
     }
 
     fn tensor_names(&self) -> Vec<(String, String)> {
         let storages = self.0.storages();
         let named = self.0.tensor_names().into_iter();
-        named.filter_map(|(storage, name)| Some((storages.get(storage.index())?.key.clone(), name))).collect()
+        named
+            .filter_map(|(storage, name)| Some((storages.get(storage.index())?.key.clone(), name)))
+            .collect()
     }
 
-    fn build<'py>(&self, py: Python<'py>, storages: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyAny>> {
+    fn build<'py>(
+        &self,
+        py: Python<'py>,
+        storages: &Bound<'py, PyList>,
+    ) -> PyResult<Bound<'py, PyAny>> {
         build::build(py, &self.0, storages)
     }
 }

@@ -4,6 +4,10 @@
 //! lets Ctrl-C through, [`errors`] turns errors into exceptions, [`buffers`] is the one place
 //! where memory crosses (and holds all of the crate's `unsafe`).
 #![deny(unsafe_code)]
+#![allow(
+    clippy::needless_pass_by_value,
+    reason = "PyO3 hands arguments over by value"
+)]
 
 mod archive;
 mod buffers;

@@ -26,7 +26,12 @@ impl PyStager {
             .map(|buffer| HeldStorage::new(&buffer?))
             .collect::<PyResult<Vec<_>>>()?;
         let slots = buffers.iter().map(HeldStorage::memory).collect();
-        Ok(Self { object: object.clone().unbind(), _buffers: buffers, slots, raised: raised.clone() })
+        Ok(Self {
+            object: object.clone().unbind(),
+            _buffers: buffers,
+            slots,
+            raised: raised.clone(),
+        })
     }
 }
 
@@ -35,16 +40,24 @@ impl SaveStager for PyStager {
         &self.slots
     }
 
-    fn start(&mut self, slot: usize, storage: usize, offset: u64, nbytes: usize) -> Result<(), Stop> {
+    fn start(
+        &mut self,
+        slot: usize,
+        storage: usize,
+        offset: u64,
+        nbytes: usize,
+    ) -> Result<(), Stop> {
         self.raised.catch(|py| {
-            self.object.call_method1(py, intern!(py, "start"), (slot, storage, offset, nbytes))?;
+            self.object
+                .call_method1(py, intern!(py, "start"), (slot, storage, offset, nbytes))?;
             Ok(())
         })
     }
 
     fn finish(&mut self, slot: usize) -> Result<(), Stop> {
         self.raised.catch(|py| {
-            self.object.call_method1(py, intern!(py, "finish"), (slot,))?;
+            self.object
+                .call_method1(py, intern!(py, "finish"), (slot,))?;
             Ok(())
         })
     }
@@ -64,14 +77,19 @@ impl LoadStager for PyStager {
         nbytes: usize,
     ) -> Result<(), Stop> {
         self.raised.catch(|py| {
-            self.object.call_method1(py, intern!(py, "place"), (slot, slot_offset, index, offset, nbytes))?;
+            self.object.call_method1(
+                py,
+                intern!(py, "place"),
+                (slot, slot_offset, index, offset, nbytes),
+            )?;
             Ok(())
         })
     }
 
     fn release(&mut self, slot: usize) -> Result<(), Stop> {
         self.raised.catch(|py| {
-            self.object.call_method1(py, intern!(py, "release"), (slot,))?;
+            self.object
+                .call_method1(py, intern!(py, "release"), (slot,))?;
             Ok(())
         })
     }

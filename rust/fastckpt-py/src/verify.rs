@@ -95,6 +95,8 @@ pub(crate) fn verify_file(
     progress: Option<Py<PyAny>>,
 ) -> PyResult<PyFileReport> {
     let options = VerifyOptions { quick, threads };
-    detached(py, progress, &Raised::default(), |observer| verify::verify_file(&RealFiles, &path, &options, observer))
-        .map(PyFileReport)
+    detached(py, progress, &Raised::default(), |observer| {
+        verify::verify_file(&RealFiles, &path, &options, observer)
+    })
+    .map(PyFileReport)
 }

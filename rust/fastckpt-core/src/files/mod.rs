@@ -51,6 +51,8 @@ pub struct Metadata {
 pub trait Files: Send + Sync + fmt::Debug {
     /// Opens a directory, to work in it whatever becomes of its path.
     fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>>;
+    /// Creates a directory, whose parent must exist; one that is there is an error.
+    fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// Opens a regular file for reading; anything else is refused without blocking on it.
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// What stands at the path itself, symbolic links not followed; `None` where nothing does.
@@ -135,6 +137,8 @@ pub fn write_all_at(file: &dyn File, bytes: &[u8], offset: u64) -> io::Result<()
 /// Whether the error says that direct I/O is not to be had here, rather than that it failed.
 #[must_use]
 pub fn refuses_direct(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTTY))
-        || error.kind() == io::ErrorKind::Unsupported
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOTTY)
+    ) || error.kind() == io::ErrorKind::Unsupported
 }

@@ -29,14 +29,28 @@ impl RealFiles {
 
 impl Files for RealFiles {
     fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
-        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let directory = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY).open(path)?;
+        let path = if path.as_os_str().is_empty() {
+            Path::new(".")
+        } else {
+            path
+        };
+        let directory = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(path)?;
         Ok(Arc::new(RealDirectory(directory)))
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         // O_NONBLOCK: opening a FIFO would wait for a writer. It means nothing for regular files.
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)?;
         let file = RealFile(file);
         require_regular(&file.metadata()?)?;
         Ok(Arc::new(file))
@@ -64,7 +78,8 @@ struct RealDirectory(fs::File);
 
 impl Directory for RealDirectory {
     fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
+        let flags =
+            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
         let name = c_string(name)?;
         // SAFETY: `name` is a NUL-terminated string that outlives the call; the descriptor that
         // comes back is new and owned by nobody else.
@@ -97,7 +112,14 @@ impl Directory for RealDirectory {
     fn sync(&self) -> io::Result<()> {
         match self.0.sync_all() {
             // Network and FUSE file systems that have no such thing say so in these ways.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS)) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::ENOTSUP | libc::ENOSYS)
+                ) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -123,14 +145,27 @@ impl File for RealFile {
 
     #[cfg(target_os = "linux")]
     fn read_cached_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        let part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let part = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
+        };
         let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: `part` describes `buffer`, which is valid for writes of its length throughout.
-        let n = unsafe { libc::preadv2(self.0.as_raw_fd(), &raw const part, 1, offset, libc::RWF_NOWAIT) };
+        let n = unsafe {
+            libc::preadv2(
+                self.0.as_raw_fd(),
+                &raw const part,
+                1,
+                offset,
+                libc::RWF_NOWAIT,
+            )
+        };
         usize::try_from(n).map_err(|_negative| {
             let error = io::Error::last_os_error();
             match error.raw_os_error() {
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => io::ErrorKind::Unsupported.into(),
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
+                    io::ErrorKind::Unsupported.into()
+                }
                 _ => error,
             }
         })
@@ -154,7 +189,9 @@ impl File for RealFile {
                 Ok(_) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EINTR) => {}
-                    Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Err(io::ErrorKind::Unsupported.into()),
+                    Some(libc::EOPNOTSUPP | libc::ENOSYS) => {
+                        return Err(io::ErrorKind::Unsupported.into());
+                    }
                     _ => return Err(error),
                 },
             }
@@ -199,7 +236,11 @@ impl File for RealFile {
         // SAFETY: plain calls on an open descriptor.
         unsafe {
             let flags = check(libc::fcntl(self.0.as_raw_fd(), libc::F_GETFL))?;
-            let flags = if direct { flags | libc::O_DIRECT } else { flags & !libc::O_DIRECT };
+            let flags = if direct {
+                flags | libc::O_DIRECT
+            } else {
+                flags & !libc::O_DIRECT
+            };
             check(libc::fcntl(self.0.as_raw_fd(), libc::F_SETFL, flags))?;
         }
         Ok(())
@@ -207,14 +248,21 @@ impl File for RealFile {
 
     #[cfg(not(target_os = "linux"))]
     fn set_direct(&self, direct: bool) -> io::Result<()> {
-        if direct { Err(io::ErrorKind::Unsupported.into()) } else { Ok(()) }
+        if direct {
+            Err(io::ErrorKind::Unsupported.into())
+        } else {
+            Ok(())
+        }
     }
 
     #[cfg(target_os = "linux")]
     fn open_direct(&self) -> io::Result<Arc<dyn File>> {
         // Through /proc, so that it is this file even if its name now belongs to another one.
         let path = format!("/proc/self/fd/{}", self.0.as_raw_fd());
-        let file = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(path)?;
         Ok(Arc::new(Self(file)))
     }
 
@@ -236,15 +284,24 @@ fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
 
 #[cfg(not(target_os = "linux"))]
 fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
-    if direct { Err(io::ErrorKind::Unsupported.into()) } else { Ok(0) }
+    if direct {
+        Err(io::ErrorKind::Unsupported.into())
+    } else {
+        Ok(0)
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 fn c_string(name: &OsStr) -> io::Result<CString> {
-    CString::new(name.as_bytes()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+    CString::new(name.as_bytes())
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
 fn stat_at(directory: RawFd, name: &OsStr) -> io::Result<Option<Metadata>> {
@@ -253,8 +310,13 @@ fn stat_at(directory: RawFd, name: &OsStr) -> io::Result<Option<Metadata>> {
     // SAFETY: `name` is a NUL-terminated string that outlives the call, `stat` is valid for writes
     // and filled when the call succeeds.
     let result = unsafe {
-        check(libc::fstatat(directory, name.as_ptr(), stat.as_mut_ptr(), libc::AT_SYMLINK_NOFOLLOW))
-            .map(|_| stat.assume_init())
+        check(libc::fstatat(
+            directory,
+            name.as_ptr(),
+            stat.as_mut_ptr(),
+            libc::AT_SYMLINK_NOFOLLOW,
+        ))
+        .map(|_| stat.assume_init())
     };
     match result {
         Ok(stat) => Ok(Some(metadata_of(&stat))),

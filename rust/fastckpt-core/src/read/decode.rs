@@ -13,6 +13,9 @@ use crate::source::in_memory;
 /// checked until somebody reads them.
 const MAX_METADATA_NBYTES: u64 = 1 << 20;
 
+/// Positions in a pickle are 32 bits in the decoder.
+const MAX_PICKLE_NBYTES: u64 = u32::MAX as u64;
+
 impl Archive {
     /// Reads and decodes `data.pkl`, and checks the other records that are not storages.
     ///
@@ -23,36 +26,44 @@ impl Archive {
         self.index()
             .require_checkpoint()
             .map_err(|source| self.source.malformed(source))?;
-        let (_, pickle) = self.find(self.index(), "data.pkl")?;
-        if pickle.nbytes > u64::from(u32::MAX) {
-            let nbytes = in_memory(pickle.nbytes);
-            return Err(self.not_decoded(PickleError::TooLarge {
-                nbytes,
-                limit: in_memory(u64::from(u32::MAX)),
-            }));
+        let (_, entry) = self.find(self.index(), "data.pkl")?;
+        // Refused by its size, before memory is asked for.
+        if entry.nbytes > MAX_PICKLE_NBYTES {
+            let (nbytes, limit) = (in_memory(entry.nbytes), in_memory(MAX_PICKLE_NBYTES));
+            return Err(self.not_decoded(PickleError::TooLarge { nbytes, limit }));
         }
         let pickle = self.read_record("data.pkl", verify)?;
-        let metadata: Vec<String> = self
-            .index()
-            .entries()
-            .iter()
-            .filter(|e| is_metadata(e))
-            .map(|e| e.name.clone())
-            .collect();
-        for name in metadata {
-            let payload = self.read_record(&name, verify)?;
-            if name == "byteorder" && !matches!(payload.as_slice(), b"little" | b"big") {
-                let found = String::from_utf8_lossy(&payload)
-                    .chars()
-                    .take(16)
-                    .collect::<String>();
-                return Err(self.bad_record(
-                    "byteorder",
-                    format!("says {found:?}, expected \"little\" or \"big\""),
-                ));
-            }
-        }
+        self.check_metadata(verify)?;
+        self.check_byte_order(verify)?;
         pickle::decode(pickle, Limits::default()).map_err(|source| self.not_decoded(source))
+    }
+
+    fn check_metadata(&self, verify: bool) -> Result<()> {
+        let entries = self.index().entries().iter();
+        let names = entries.filter(|entry| is_metadata(entry)).map(|entry| &entry.name);
+        for name in names {
+            self.read_record(name, verify)?;
+        }
+        Ok(())
+    }
+
+    fn check_byte_order(&self, verify: bool) -> Result<()> {
+        let name = "byteorder";
+        // Before 2.0.1 there was no such record.
+        let Some((_, entry)) = self.index().find(name) else {
+            return Ok(());
+        };
+        let longest = "little".len() as u64;
+        let found = if entry.nbytes > longest {
+            format!("{} bytes", entry.nbytes)
+        } else {
+            let payload = self.read_record(name, verify)?;
+            if matches!(payload.as_slice(), b"little" | b"big") {
+                return Ok(());
+            }
+            format!("{:?}", String::from_utf8_lossy(&payload))
+        };
+        Err(self.bad_record(name, format!("has {found}, expected \"little\" or \"big\"")))
     }
 
     /// The tensors that lie in each record, as far as data.pkl can be read: for messages.

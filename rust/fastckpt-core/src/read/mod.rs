@@ -329,11 +329,11 @@ impl Archive {
 
     fn describe(&self, mismatch: Mismatch) -> ChecksumMismatch {
         let entry = &self.index().entries()[mismatch.entry];
-        // Of data.pkl itself nothing can be decoded.
-        let tensors = self
-            .tensors_by_record()
-            .remove(&entry.name)
-            .unwrap_or_default();
+        // data.pkl has the names, so of its own damage there are none.
+        let tensors = match entry.name.as_str() {
+            "data.pkl" => Vec::new(),
+            name => self.tensors_by_record().remove(name).unwrap_or_default(),
+        };
         ChecksumMismatch {
             path: self.path().to_owned(),
             record: entry.name.clone(),

@@ -33,10 +33,20 @@ struct Tail {
 }
 
 impl<'a> Image<'a> {
-    pub(super) fn new(plan: &'a ArchivePlan, chunk_nbytes: usize, staging: Option<&'a Staging>) -> Self {
+    pub(super) fn new(
+        plan: &'a ArchivePlan,
+        chunk_nbytes: usize,
+        staging: Option<&'a Staging>,
+    ) -> Self {
         let chunk_nbytes = chunk_nbytes as u64;
         let checksums = RecordChecksums::new(plan, chunk_nbytes);
-        Self { plan, chunk_nbytes, checksums, staging, tail: OnceLock::new() }
+        Self {
+            plan,
+            chunk_nbytes,
+            checksums,
+            staging,
+            tail: OnceLock::new(),
+        }
     }
 
     /// How many chunks there are.
@@ -57,8 +67,12 @@ impl<'a> Image<'a> {
         let first = records.partition_point(|record| {
             record.payload_offset + record.nbytes + record.descriptor_nbytes <= range.start
         });
-        let mut window = Window { start: range.start, out };
-        let touched = first..first + records[first..].partition_point(|record| record.header_offset < range.end);
+        let mut window = Window {
+            start: range.start,
+            out,
+        };
+        let touched = first
+            ..first + records[first..].partition_point(|record| record.header_offset < range.end);
         for index in touched.clone() {
             self.put_payload(job, chunk, index, &mut window)?;
         }
@@ -67,29 +81,43 @@ impl<'a> Image<'a> {
             self.put_framing(job, index, &mut window)?;
         }
         if range.end > self.plan.layout.directory_offset() {
-            window.put(self.plan.layout.directory_offset(), &self.tail(job)?.directory);
+            window.put(
+                self.plan.layout.directory_offset(),
+                &self.tail(job)?.directory,
+            );
         }
         Ok(())
     }
 
     /// Copies what the chunk holds of a record's payload, and hands in its CRC.
-    fn put_payload(&self, job: &Job, chunk: usize, index: usize, window: &mut Window<'_>) -> Result<()> {
+    fn put_payload(
+        &self,
+        job: &Job,
+        chunk: usize,
+        index: usize,
+        window: &mut Window<'_>,
+    ) -> Result<()> {
         let record = &self.plan.layout.records()[index];
-        let Some((inside, part)) = window.part(record.payload_offset, record.nbytes) else { return Ok(()) };
+        let Some((inside, part)) = window.part(record.payload_offset, record.nbytes) else {
+            return Ok(());
+        };
         let crc = match &self.plan.payloads[index] {
             Payload::Fixed(bytes) => {
                 let start = usize::try_from(inside).unwrap_or(usize::MAX);
                 part.copy_from_slice(&bytes[start..start + part.len()]);
                 checksum::crc32(part)
             }
-            Payload::Memory(memory) => memory.copy_checksummed(usize::try_from(inside).unwrap_or(usize::MAX), part),
+            Payload::Memory(memory) => {
+                memory.copy_checksummed(usize::try_from(inside).unwrap_or(usize::MAX), part)
+            }
             Payload::Staged(storage) => match self.staging {
                 Some(staging) => staging.copy_checksummed(job, *storage, inside, part)?,
                 None => unreachable!("a plan with staged storages is composed with a staging"),
             },
             Payload::SerializationId => return Ok(()),
         };
-        self.checksums.hand_in(self.plan, self.chunk_nbytes, index, chunk, crc);
+        self.checksums
+            .hand_in(self.plan, self.chunk_nbytes, index, chunk, crc);
         Ok(())
     }
 
@@ -97,7 +125,13 @@ impl<'a> Image<'a> {
     fn put_framing(&self, job: &Job, index: usize, window: &mut Window<'_>) -> Result<()> {
         let layout = &self.plan.layout;
         let record = &layout.records()[index];
-        if window.part(record.header_offset, record.payload_offset - record.header_offset).is_some() {
+        if window
+            .part(
+                record.header_offset,
+                record.payload_offset - record.header_offset,
+            )
+            .is_some()
+        {
             window.put(record.header_offset, &layout.local_header(index));
         }
         let is_id = matches!(self.plan.payloads[index], Payload::SerializationId);
@@ -105,7 +139,10 @@ impl<'a> Image<'a> {
             window.put(record.payload_offset, &self.tail(job)?.serialization_id);
         }
         let descriptor_offset = record.payload_offset + record.nbytes;
-        if window.part(descriptor_offset, record.descriptor_nbytes).is_some() {
+        if window
+            .part(descriptor_offset, record.descriptor_nbytes)
+            .is_some()
+        {
             let crc = if is_id {
                 checksum::crc32(&self.tail(job)?.serialization_id)
             } else {
@@ -121,8 +158,9 @@ impl<'a> Image<'a> {
         job.wait_until(|| self.checksums.is_complete())?;
         Ok(self.tail.get_or_init(|| {
             let records = self.plan.layout.records();
-            let mut crcs: Vec<u32> =
-                (0..records.len()).map(|index| self.checksums.get(index).unwrap_or_default()).collect();
+            let mut crcs: Vec<u32> = (0..records.len())
+                .map(|index| self.checksums.get(index).unwrap_or_default())
+                .collect();
             let others: Vec<(u32, u64)> = crcs
                 .iter()
                 .zip(records)
@@ -136,7 +174,10 @@ impl<'a> Image<'a> {
                     *crc = checksum::crc32(&serialization_id);
                 }
             }
-            Tail { serialization_id, directory: self.plan.layout.directory(&crcs) }
+            Tail {
+                serialization_id,
+                directory: self.plan.layout.directory(&crcs),
+            }
         }))
     }
 }
@@ -156,7 +197,8 @@ impl Window<'_> {
         if from >= to {
             return None;
         }
-        let range = usize::try_from(from - self.start).ok()?..usize::try_from(to - self.start).ok()?;
+        let range =
+            usize::try_from(from - self.start).ok()?..usize::try_from(to - self.start).ok()?;
         Some((from - offset, &mut self.out[range]))
     }
 
@@ -194,7 +236,8 @@ impl RecordChecksums {
             let covered = record.nbytes > 0 && !matches!(payload, Payload::SerializationId);
             let pieces = if covered {
                 let last = record.payload_offset + record.nbytes - 1;
-                usize::try_from(last / chunk_nbytes - record.payload_offset / chunk_nbytes + 1).unwrap_or(usize::MAX)
+                usize::try_from(last / chunk_nbytes - record.payload_offset / chunk_nbytes + 1)
+                    .unwrap_or(usize::MAX)
             } else {
                 0
             };
@@ -204,8 +247,16 @@ impl RecordChecksums {
             // The CRC of nothing is 0.
             whole.push(AtomicU64::new(if covered { 0 } else { READY }));
         }
-        let pieces = (0..first_piece.last().copied().unwrap_or_default()).map(|_| AtomicU32::new(0)).collect();
-        Self { pieces, first_piece, missing, whole, incomplete_records: AtomicUsize::new(incomplete_records) }
+        let pieces = (0..first_piece.last().copied().unwrap_or_default())
+            .map(|_| AtomicU32::new(0))
+            .collect();
+        Self {
+            pieces,
+            first_piece,
+            missing,
+            whole,
+            incomplete_records: AtomicUsize::new(incomplete_records),
+        }
     }
 
     /// Takes the CRC of what `chunk` holds of record `index`.
@@ -223,7 +274,11 @@ impl RecordChecksums {
         let mut whole = pieces[0].load(Ordering::Relaxed);
         for (later, crc) in pieces.iter().enumerate().skip(1) {
             let start = (first_chunk + later as u64) * chunk_nbytes;
-            whole = checksum::combine(whole, crc.load(Ordering::Relaxed), end.min(start + chunk_nbytes) - start);
+            whole = checksum::combine(
+                whole,
+                crc.load(Ordering::Relaxed),
+                end.min(start + chunk_nbytes) - start,
+            );
         }
         self.whole[index].store(u64::from(whole) | READY, Ordering::Release);
         self.incomplete_records.fetch_sub(1, Ordering::AcqRel);

@@ -42,12 +42,15 @@ pub struct WriteOptions {
 
 impl WriteOptions {
     fn threads(&self) -> usize {
-        self.threads.map_or_else(job::default_threads, NonZeroUsize::get)
+        self.threads
+            .map_or_else(job::default_threads, NonZeroUsize::get)
     }
 
     fn chunk_nbytes(&self) -> usize {
         let block = usize::try_from(BLOCK_NBYTES).unwrap_or(usize::MAX);
-        self.chunk_nbytes.map_or(CHUNK_NBYTES, NonZeroUsize::get).next_multiple_of(block)
+        self.chunk_nbytes
+            .map_or(CHUNK_NBYTES, NonZeroUsize::get)
+            .next_multiple_of(block)
     }
 }
 
@@ -62,19 +65,30 @@ pub(crate) fn write_to_file(
     stager: Option<&mut dyn SaveStager>,
 ) -> Result<()> {
     let nbytes = plan.nbytes();
-    let allocated = if direct { nbytes.next_multiple_of(BLOCK_NBYTES) } else { nbytes };
+    let allocated = if direct {
+        nbytes.next_multiple_of(BLOCK_NBYTES)
+    } else {
+        nbytes
+    };
     match file.allocate(allocated) {
         Err(error) if error.kind() != io::ErrorKind::Unsupported => {
             return Err(Error::io(Phase::Allocate, path)(error));
         }
         _ => {}
     }
-    let output = Output { file: &**file, path, direct: AtomicBool::new(direct) };
+    let output = Output {
+        file: &**file,
+        path,
+        direct: AtomicBool::new(direct),
+    };
     let job = Job::new(nbytes);
     let chunk_nbytes = options.chunk_nbytes();
     let staging = stager.as_deref().map(|stager| Staging::new(plan, stager));
     let image = Image::new(plan, chunk_nbytes, staging.as_ref());
-    let mut stage = staging.as_ref().zip(stager).map(|(staging, stager)| staging.attendant(stager, &job));
+    let mut stage = staging
+        .as_ref()
+        .zip(stager)
+        .map(|(staging, stager)| staging.attendant(stager, &job));
     job.run(
         options.threads(),
         image.chunks(),
@@ -91,7 +105,8 @@ pub(crate) fn write_to_file(
         },
     )?;
     if allocated != nbytes {
-        file.truncate(nbytes).map_err(Error::io(Phase::Truncate, path))?;
+        file.truncate(nbytes)
+            .map_err(Error::io(Phase::Truncate, path))?;
     }
     Ok(())
 }
@@ -121,7 +136,9 @@ impl Output<'_> {
     }
 
     fn leave_direct(&self) -> Result<()> {
-        self.file.set_direct(false).map_err(|error| self.wrap(error))?;
+        self.file
+            .set_direct(false)
+            .map_err(|error| self.wrap(error))?;
         self.direct.store(false, Ordering::Release);
         Ok(())
     }
@@ -132,8 +149,13 @@ impl Output<'_> {
 }
 
 fn buffer(nbytes: usize) -> Result<Mapping> {
-    Mapping::anonymous(nbytes).map_err(|_refused| Error::OutOfMemory { nbytes: nbytes as u64 })
+    Mapping::anonymous(nbytes).map_err(|_refused| Error::OutOfMemory {
+        nbytes: nbytes as u64,
+    })
 }
 
 /// The mark of a file that belongs to no step.
-pub const NO_STEP: SaveMark = SaveMark { shards: 0, save_id: 0 };
+pub const NO_STEP: SaveMark = SaveMark {
+    shards: 0,
+    save_id: 0,
+};

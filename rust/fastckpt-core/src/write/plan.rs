@@ -64,7 +64,9 @@ impl ArchivePlan {
             .iter()
             .enumerate()
             .map(|(position, record)| {
-                let storage = position.checked_sub(archive::FIRST_STORAGE).filter(|number| *number < storages.len());
+                let storage = position
+                    .checked_sub(archive::FIRST_STORAGE)
+                    .filter(|number| *number < storages.len());
                 match storage {
                     Some(number) => match storages[number] {
                         StorageSource::Memory(memory) => Payload::Memory(memory),
@@ -77,7 +79,11 @@ impl ArchivePlan {
             })
             .collect();
         let layout = Layout::plan(root, records, alignment)?;
-        Ok(Self { layout, payloads, mark })
+        Ok(Self {
+            layout,
+            payloads,
+            mark,
+        })
     }
 
     /// The exact size of the file.

@@ -33,9 +33,21 @@ pub fn write_to_sink(
     let chunk_nbytes = options.chunk_nbytes();
     let staging = stager.as_deref().map(|stager| Staging::new(plan, stager));
     let image = Image::new(plan, chunk_nbytes, staging.as_ref());
-    let queue = Mutex::new(Queue { next: 0, composed: BTreeMap::new() });
-    let stage = staging.as_ref().zip(stager).map(|(staging, stager)| staging.attendant(stager, &job));
-    let mut writer = Writer { queue: &queue, image: &image, sink, job: &job, stage };
+    let queue = Mutex::new(Queue {
+        next: 0,
+        composed: BTreeMap::new(),
+    });
+    let stage = staging
+        .as_ref()
+        .zip(stager)
+        .map(|(staging, stager)| staging.attendant(stager, &job));
+    let mut writer = Writer {
+        queue: &queue,
+        image: &image,
+        sink,
+        job: &job,
+        stage,
+    };
     job.run(
         options.threads(),
         image.chunks(),
@@ -81,7 +93,9 @@ impl Attendant for Writer<'_> {
                 None => return Ok(staged),
             }
         };
-        self.sink.write(bytes.as_slice()).map_err(|Stop| Error::Interrupted)?;
+        self.sink
+            .write(bytes.as_slice())
+            .map_err(|Stop| Error::Interrupted)?;
         let range = self.image.range(chunk);
         self.job.advance(range.end - range.start);
         lock(self.queue).next = chunk + 1;

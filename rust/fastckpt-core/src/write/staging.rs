@@ -16,7 +16,13 @@ pub trait SaveStager {
     /// The host buffers, of one size.
     fn slots(&self) -> &[Memory];
     /// Starts copying `nbytes` bytes of storage `storage` from `offset` on into a buffer.
-    fn start(&mut self, slot: usize, storage: usize, offset: u64, nbytes: usize) -> std::result::Result<(), Stop>;
+    fn start(
+        &mut self,
+        slot: usize,
+        storage: usize,
+        offset: u64,
+        nbytes: usize,
+    ) -> std::result::Result<(), Stop>;
     /// Returns once the bytes are in the buffer.
     fn finish(&mut self, slot: usize) -> std::result::Result<(), Stop>;
 }
@@ -35,7 +41,10 @@ enum Slot {
     /// A copy into it is under way.
     Filling,
     /// It holds a piece of which `unread_nbytes` have not been taken yet.
-    Ready { piece: usize, unread_nbytes: usize },
+    Ready {
+        piece: usize,
+        unread_nbytes: usize,
+    },
 }
 
 /// The pieces of all staged storages, and the buffers they pass through.
@@ -49,35 +58,67 @@ pub(super) struct Staging {
 impl Staging {
     pub(super) fn new(plan: &ArchivePlan, stager: &dyn SaveStager) -> Self {
         let slot_memory = stager.slots().to_vec();
-        let slot_nbytes = slot_memory.iter().map(Memory::nbytes).min().unwrap_or_default();
+        let slot_nbytes = slot_memory
+            .iter()
+            .map(Memory::nbytes)
+            .min()
+            .unwrap_or_default();
         let mut pieces = Vec::new();
         for (payload, record) in plan.payloads.iter().zip(plan.layout.records()) {
-            let Payload::Staged(storage) = *payload else { continue };
+            let Payload::Staged(storage) = *payload else {
+                continue;
+            };
             let mut offset = 0;
             while offset < record.nbytes && slot_nbytes > 0 {
-                let nbytes = usize::try_from(record.nbytes - offset).map_or(slot_nbytes, |left| left.min(slot_nbytes));
-                pieces.push(Piece { storage, offset, nbytes });
+                let nbytes = usize::try_from(record.nbytes - offset)
+                    .map_or(slot_nbytes, |left| left.min(slot_nbytes));
+                pieces.push(Piece {
+                    storage,
+                    offset,
+                    nbytes,
+                });
                 offset += nbytes as u64;
             }
         }
         let slots = Mutex::new(vec![Slot::Free; slot_memory.len()]);
-        Self { pieces, slot_memory, slots }
+        Self {
+            pieces,
+            slot_memory,
+            slots,
+        }
     }
 
     /// What the calling thread does while the workers write.
-    pub(super) fn attendant<'a>(&'a self, stager: &'a mut dyn SaveStager, job: &'a Job) -> Stage<'a> {
-        Stage { staging: self, stager, job, next_piece: 0, filling: VecDeque::new() }
+    pub(super) fn attendant<'a>(
+        &'a self,
+        stager: &'a mut dyn SaveStager,
+        job: &'a Job,
+    ) -> Stage<'a> {
+        Stage {
+            staging: self,
+            stager,
+            job,
+            next_piece: 0,
+            filling: VecDeque::new(),
+        }
     }
 
     /// Copies `out.len()` bytes of a storage from `offset` on as they arrive; returns their CRC.
-    pub(super) fn copy_checksummed(&self, job: &Job, storage: usize, offset: u64, out: &mut [u8]) -> Result<u32> {
+    pub(super) fn copy_checksummed(
+        &self,
+        job: &Job,
+        storage: usize,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<u32> {
         let mut crc = 0;
         let mut done = 0;
         while done < out.len() {
             let at = offset + done as u64;
             // Pieces are in the order of storages, then of offsets.
-            let index =
-                self.pieces.partition_point(|piece| (piece.storage, piece.offset + piece.nbytes as u64) <= (storage, at));
+            let index = self.pieces.partition_point(|piece| {
+                (piece.storage, piece.offset + piece.nbytes as u64) <= (storage, at)
+            });
             let piece = self.pieces[index];
             let inside = usize::try_from(at - piece.offset).unwrap_or(usize::MAX);
             let part_nbytes = (piece.nbytes - inside).min(out.len() - done);
@@ -96,7 +137,9 @@ impl Staging {
         let mut found = 0;
         job.wait_until(|| {
             let slots = lock(&self.slots);
-            let position = slots.iter().position(|slot| matches!(slot, Slot::Ready { piece, .. } if *piece == wanted));
+            let position = slots
+                .iter()
+                .position(|slot| matches!(slot, Slot::Ready { piece, .. } if *piece == wanted));
             found = position.unwrap_or_default();
             position.is_some()
         })?;
@@ -130,20 +173,31 @@ impl Attendant for Stage<'_> {
     fn attend(&mut self) -> Result<bool> {
         let staging = self.staging;
         if let Some(piece) = staging.pieces.get(self.next_piece) {
-            let free = lock(&staging.slots).iter().position(|slot| matches!(slot, Slot::Free));
+            let free = lock(&staging.slots)
+                .iter()
+                .position(|slot| matches!(slot, Slot::Free));
             if let Some(slot) = free {
                 lock(&staging.slots)[slot] = Slot::Filling;
-                let started = self.stager.start(slot, piece.storage, piece.offset, piece.nbytes);
+                let started = self
+                    .stager
+                    .start(slot, piece.storage, piece.offset, piece.nbytes);
                 started.map_err(|Stop| Error::Interrupted)?;
                 self.filling.push_back((slot, self.next_piece));
                 self.next_piece += 1;
                 return Ok(true);
             }
         }
-        let Some((slot, piece)) = self.filling.pop_front() else { return Ok(false) };
-        self.stager.finish(slot).map_err(|Stop| Error::Interrupted)?;
+        let Some((slot, piece)) = self.filling.pop_front() else {
+            return Ok(false);
+        };
+        self.stager
+            .finish(slot)
+            .map_err(|Stop| Error::Interrupted)?;
         let unread_nbytes = staging.pieces[piece].nbytes;
-        lock(&staging.slots)[slot] = Slot::Ready { piece, unread_nbytes };
+        lock(&staging.slots)[slot] = Slot::Ready {
+            piece,
+            unread_nbytes,
+        };
         self.job.notify();
         Ok(true)
     }

@@ -1,5 +1,10 @@
 //! Files whose operations are counted and made to fail, and a scratch directory.
-#![allow(dead_code, missing_docs, unreachable_pub, reason = "each test file uses a part of this")]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    reason = "each test file uses a part of this"
+)]
 
 use std::ffi::OsStr;
 use std::io;
@@ -17,7 +22,11 @@ pub struct Scratch(PathBuf);
 impl Scratch {
     pub fn new() -> Self {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("fastckpt-test-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!(
+            "fastckpt-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
         let path = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&path).unwrap();
         Self(path)
@@ -64,13 +73,20 @@ impl Script {
         log.push(name);
         match (self.fail, self.fail_named) {
             (Some((n, errno)), _) if n == number => Err(io::Error::from_raw_os_error(errno)),
-            (_, Some((failing, errno))) if failing == name => Err(io::Error::from_raw_os_error(errno)),
+            (_, Some((failing, errno))) if failing == name => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
             _ => Ok(()),
         }
     }
 
     pub fn count(&self, name: &str) -> usize {
-        self.log.lock().unwrap().iter().filter(|logged| **logged == name).count()
+        self.log
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|logged| **logged == name)
+            .count()
     }
 }
 
@@ -86,11 +102,21 @@ struct ScriptedFile(Arc<dyn File>, Arc<Script>);
 impl Files for ScriptedFiles {
     fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
         self.0.step("open_directory")?;
-        Ok(Arc::new(ScriptedDirectory(RealFiles.open_directory(path)?, Arc::clone(&self.0))))
+        Ok(Arc::new(ScriptedDirectory(
+            RealFiles.open_directory(path)?,
+            Arc::clone(&self.0),
+        )))
+    }
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        self.0.step("create_directory")?;
+        RealFiles.create_directory(path)
     }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
         self.0.step("open")?;
-        Ok(Arc::new(ScriptedFile(RealFiles.open(path)?, Arc::clone(&self.0))))
+        Ok(Arc::new(ScriptedFile(
+            RealFiles.open(path)?,
+            Arc::clone(&self.0),
+        )))
     }
     fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>> {
         self.0.step("inspect")?;
@@ -104,8 +130,12 @@ impl Files for ScriptedFiles {
 
 impl Directory for ScriptedDirectory {
     fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
-        self.1.step(if direct { "create_direct" } else { "create" })?;
-        Ok(Arc::new(ScriptedFile(self.0.create(name, mode, direct)?, Arc::clone(&self.1))))
+        self.1
+            .step(if direct { "create_direct" } else { "create" })?;
+        Ok(Arc::new(ScriptedFile(
+            self.0.create(name, mode, direct)?,
+            Arc::clone(&self.1),
+        )))
     }
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
         self.1.step("inspect")?;
@@ -140,8 +170,15 @@ impl File for ScriptedFile {
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.1.step("write_at")?;
-        let Some(most) = self.1.short_writes else { return self.0.write_at(bytes, offset) };
-        if self.1.interrupted.fetch_add(1, Ordering::Relaxed) % 2 == 0 {
+        let Some(most) = self.1.short_writes else {
+            return self.0.write_at(bytes, offset);
+        };
+        if self
+            .1
+            .interrupted
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(2)
+        {
             return Err(io::ErrorKind::Interrupted.into());
         }
         self.0.write_at(&bytes[..bytes.len().min(most)], offset)

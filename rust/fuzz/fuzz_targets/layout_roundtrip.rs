@@ -1,0 +1,88 @@
+//! Any names and sizes: refused, or planned, rendered and parsed back.
+
+#![no_main]
+
+use fastckpt_format::FormatError;
+use fastckpt_format::checksum::crc32;
+use fastckpt_format::framing::Framing;
+use fastckpt_format::index::Index;
+use fastckpt_format::layout::{Alignment, Layout, RecordSpec};
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+
+#[derive(Debug, Arbitrary)]
+struct Archive {
+    root: String,
+    alignment: u16,
+    records: Vec<(String, u16)>,
+}
+
+/// Huge sizes are planned only; small ones become a file.
+#[derive(Debug, Arbitrary)]
+struct Input {
+    archive: Archive,
+    huge: Vec<u64>,
+}
+
+fn render(layout: &Layout) -> Vec<u8> {
+    let mut crc32s = Vec::new();
+    let mut file = Vec::new();
+    for (i, record) in layout.records().iter().enumerate() {
+        let payload = vec![b'p'; record.nbytes as usize];
+        crc32s.push(crc32(&payload));
+        file.extend(layout.local_header(i));
+        assert_eq!(file.len() as u64, record.payload_offset);
+        file.extend(&payload);
+        file.extend(layout.descriptor(i, crc32s[i]));
+    }
+    file.extend(layout.directory(&crc32s));
+    assert_eq!(file.len() as u64, layout.nbytes());
+    file
+}
+
+fuzz_target!(|input: Input| {
+    let Archive {
+        root,
+        alignment,
+        records,
+    } = input.archive;
+    let Ok(alignment) = Alignment::new(u64::from(alignment)) else {
+        return;
+    };
+    let huge = input.huge.iter().enumerate();
+    let specs = huge
+        .map(|(i, &nbytes)| RecordSpec {
+            name: i.to_string(),
+            nbytes,
+        })
+        .collect();
+    if let Ok(layout) = Layout::plan("m", specs, alignment) {
+        let directory = layout.directory(&[]).len() as u64;
+        assert_eq!(layout.directory_offset() + directory, layout.nbytes());
+    }
+    let specs = records.into_iter().map(|(name, nbytes)| RecordSpec {
+        name,
+        nbytes: u64::from(nbytes),
+    });
+    let Ok(layout) = Layout::plan(&root, specs.collect(), alignment) else {
+        return;
+    };
+    let file = render(&layout);
+    let read = |offset: u64, nbytes: usize| {
+        Ok::<_, FormatError>(file[offset as usize..][..nbytes].to_vec())
+    };
+    match Index::parse(file.len() as u64, read) {
+        Ok(index) => {
+            assert_eq!(index.root(), layout.root());
+            assert_eq!(index.entries().len(), layout.records().len());
+            for (entry, record) in index.entries().iter().zip(layout.records()) {
+                assert_eq!(entry.payload_offset, record.payload_offset);
+                assert_eq!(entry.name, record.name);
+            }
+            assert_eq!(Framing::new(&index).gaps(), layout.records().len() + 1);
+        }
+        // The planner leaves it to its caller that names are distinct, and that there is one.
+        Err(FormatError::DuplicateName { .. } | FormatError::NotAnArchive { .. }) => {}
+        Err(error) => panic!("{error}"),
+    }
+});

@@ -1,0 +1,25 @@
+//! Any bytes as `data.pkl`: refused, or a graph whose every part can be visited.
+#![no_main]
+
+use fastckpt_format::pickle::{Limits, Node, decode};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: Vec<u8>| {
+    let nbytes = bytes.len();
+    let Ok(graph) = decode(bytes, Limits::default()) else {
+        return;
+    };
+    // A node costs a byte, but for the four singletons.
+    assert!(graph.nodes().len() <= nbytes + 4);
+    assert!(graph.reachable().contains(&graph.root()));
+    for id in graph.reachable() {
+        if let Node::Tensor(tensor) = graph.node(*id) {
+            assert!(tensor.storage.index() < graph.storages().len());
+            assert_eq!(tensor.size.len(), tensor.stride.len());
+        }
+    }
+    for (storage, name) in graph.tensor_names() {
+        assert!(graph.record_name(storage).is_some());
+        assert!(!name.contains(char::is_control));
+    }
+});
