@@ -1,0 +1,127 @@
+"""Which checkpoints there are: nanochat's guesses, from names in directories alone."""
+
+import importlib
+import os
+import re
+from dataclasses import dataclass
+
+_Path = str | os.PathLike[str]
+
+# Not anchored at its start, as in nanochat: any name that ends so counts as a model.
+_MODEL_NAME = re.compile(r"model_(\d+)\.pt$")
+# A prefix match: `d20_run2` counts as depth 20.
+_DEPTH_TAG = re.compile(r"d(\d+)")
+
+# The directory that each stage of nanochat's training saves to.
+_SOURCE_DIRECTORIES = {
+    "base": "base_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
+
+
+@dataclass(frozen=True)
+class StepPaths:
+    """Where the files of one step lie. Numbers are padded to 6 digits, and longer from a million on."""
+
+    directory: _Path
+    step: int
+
+    @property
+    def model(self) -> str:
+        """The state dict of the model. Its presence is what makes the step findable."""
+        return os.path.join(self.directory, f"model_{self.step:06d}.pt")
+
+    @property
+    def meta(self) -> str:
+        """The meta JSON."""
+        return os.path.join(self.directory, f"meta_{self.step:06d}.json")
+
+    def optimizer(self, rank: int) -> str:
+        """The optimizer shard of one rank."""
+        return os.path.join(self.directory, f"optim_{self.step:06d}_rank{rank:d}.pt")
+
+
+def find_largest_model(checkpoints_dir: _Path) -> str:
+    """Guess the model tag in a directory of model tags, as nanochat (92d63d4) does.
+
+    Args:
+        checkpoints_dir: A directory whose subdirectories are model tags.
+
+    Returns:
+        The tag `d<number>...` of the highest number; where no tag is of that form, the tag whose
+        directory changed last.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or no directory in it.
+
+    Example:
+        >>> find_largest_model("runs/base_checkpoints")  # holds d12 and d20
+        'd20'
+    """
+    tags = [
+        name
+        for name in os.listdir(checkpoints_dir)
+        if os.path.isdir(os.path.join(checkpoints_dir, name))
+    ]
+    if not tags:
+        raise FileNotFoundError(f"No checkpoints found in {checkpoints_dir}")
+    depths = {tag: int(match[1]) for tag in tags if (match := _DEPTH_TAG.match(tag))}
+    if depths:
+        return max(depths, key=depths.__getitem__)
+    return max(tags, key=lambda tag: os.path.getmtime(os.path.join(checkpoints_dir, tag)))
+
+
+def find_last_step(checkpoint_dir: _Path) -> int:
+    """Find the highest step that has a model, as nanochat (92d63d4) does.
+
+    `save_checkpoint` makes the model visible last, so a step that this finds was finished by
+    rank 0. Steps are compared as numbers.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or no model in it.
+
+    Example:
+        >>> find_last_step("runs/base_checkpoints/d12")  # holds model_000100.pt
+        100
+    """
+    steps = list_steps(checkpoint_dir)
+    if not steps:
+        raise FileNotFoundError(f"No checkpoints found in {checkpoint_dir}")
+    return steps[-1]
+
+
+def list_steps(checkpoint_dir: _Path) -> list[int]:
+    """Return the steps that have a model, lowest first."""
+    matches = map(_MODEL_NAME.search, os.listdir(checkpoint_dir))
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def list_shard_ranks(checkpoint_dir: _Path, step: int) -> list[int]:
+    """Return the ranks that have an optimizer shard in this step, lowest first."""
+    shard_name = re.compile(rf"optim_{step:06d}_rank(\d+)\.pt")
+    matches = map(shard_name.fullmatch, os.listdir(checkpoint_dir))
+    return sorted({int(match[1]) for match in matches if match})
+
+
+def source_directory(source: str) -> str:
+    """Return the directory of model tags of a training stage: "base", "sft" or "rl".
+
+    Raises:
+        KeyError: `source` is none of these.
+    """
+    name = _SOURCE_DIRECTORIES[source]
+    return os.path.join(_base_directory(), name)
+
+
+def _base_directory() -> str:
+    """Return nanochat's base directory, and make it; the environment is read at each call."""
+    try:
+        # A fork of nanochat may keep its files elsewhere: its own word counts.
+        nanochat_common = importlib.import_module("nanochat.common")
+    except ImportError:
+        default = os.path.join(os.path.expanduser("~"), ".cache", "nanochat")
+        directory = os.environ.get("NANOCHAT_BASE_DIR") or default
+        os.makedirs(directory, exist_ok=True)
+        return directory
+    return str(nanochat_common.get_base_dir())

@@ -1,0 +1,253 @@
+"""From the files of a step to a model that is ready to run."""
+
+import importlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from fastckpt.errors import FormatError
+
+from .compat import patch_config, patch_parameters, strip_wrapper_prefixes, widen_bfloat16
+from .discovery import StepPaths, find_largest_model, find_last_step, source_directory
+from .log import log0
+from .steps import load_checkpoint, load_file
+
+_Path = str | os.PathLike[str]
+
+_PHASES = ("train", "eval")
+
+
+def build_model(
+    checkpoint_dir: _Path,
+    step: int,
+    device: str | torch.device,
+    phase: str,
+    *,
+    model_class: Callable[[Any], Any] | None = None,
+    config_class: Callable[..., Any] | None = None,
+    tokenizer: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Build the model of a step, as nanochat (92d63d4) does.
+
+    The model is made on the meta device, so its weights take no memory until `init_weights()`, which
+    makes the tables that are not in the file and consumes the global RNG. The loaded tensors then
+    become its parameters without a copy. Checkpoints of older nanochats, of compiled models and of
+    models under DistributedDataParallel are patched; each patch is logged.
+
+    Args:
+        checkpoint_dir: Directory of the run.
+        step: Number of the step.
+        device: Where the model goes. On the CPU and on MPS, bfloat16 weights become float32.
+        phase: "train" or "eval", the mode in which the model is returned.
+        model_class: Takes a config; nanochat's GPT by default. Has `init_weights()`.
+        config_class: Takes the items of `meta["model_config"]`; nanochat's GPTConfig by default.
+        tokenizer: Has `get_vocab_size()`; nanochat's own by default.
+
+    Returns:
+        (model, tokenizer, meta_data)
+
+    Raises:
+        AssertionError: The phase is neither, or the tokenizer's vocabulary is not the model's size.
+        ModuleNotFoundError: nanochat is not installed, and a class or the tokenizer is not given.
+        KeyError: The meta has no `model_config`.
+        TypeError: `config_class` does not know one of its items.
+        RuntimeError: The tensors are not those of the model, in name or in shape.
+        CheckpointError, FileNotFoundError: As for `load_checkpoint`.
+
+    Example:
+        >>> model, tokenizer, meta = build_model("runs/d12", 100, "cpu", "eval")
+    """
+    if phase not in _PHASES:
+        raise AssertionError(f"Invalid phase: {phase}")
+    device = torch.device(device)
+    # What has to come from nanochat is looked up first: better no model at all than after a minute.
+    model_class = model_class or _from_nanochat("gpt", "GPT", "model_class")
+    config_class = config_class or _from_nanochat("gpt", "GPTConfig", "config_class")
+    get_tokenizer = _tokenizer_source(tokenizer)
+
+    model_data, _, meta_data = load_checkpoint(checkpoint_dir, step, device)
+    model_data = _as_state_dict(model_data, StepPaths(checkpoint_dir, step).model)
+    model_data = strip_wrapper_prefixes(widen_bfloat16(model_data, device))
+    model_config = meta_data["model_config"]
+    patch_config(model_config)
+    log0(f"Building model with config: {model_config}")
+    config = config_class(**model_config)
+    patch_parameters(model_data, config.n_layer, _device_of(model_data, device))
+    model = _assemble(model_class, config, model_data, device)
+    if phase == "eval":
+        model.eval()
+    else:
+        model.train()
+
+    tokenizer = get_tokenizer()
+    vocab_size = tokenizer.get_vocab_size()
+    if vocab_size != model_config["vocab_size"]:
+        raise AssertionError(
+            f"Tokenizer vocab size {vocab_size} does not match model config vocab size {model_config['vocab_size']}"
+        )
+    return model, tokenizer, meta_data
+
+
+def load_model_from_dir(
+    checkpoints_dir: _Path,
+    device: str | torch.device,
+    phase: str,
+    model_tag: str | None = None,
+    step: int | None = None,
+    *,
+    model_class: Callable[[Any], Any] | None = None,
+    config_class: Callable[..., Any] | None = None,
+    tokenizer: Any = None,
+) -> tuple[Any, Any, Any]:
+    """Build a model out of a directory of model tags, as nanochat (92d63d4) does.
+
+    Args:
+        checkpoints_dir: Directory whose subdirectories are model tags.
+        device: As for `build_model`.
+        phase: As for `build_model`.
+        model_tag: Which of them; by default that which `find_largest_model` guesses.
+        step: Which step; by default the last.
+        model_class: As for `build_model`.
+        config_class: As for `build_model`.
+        tokenizer: As for `build_model`.
+
+    Returns:
+        (model, tokenizer, meta_data)
+
+    Raises:
+        FileNotFoundError: There is no model tag, or no step in it; else as for `build_model`.
+
+    Example:
+        >>> model, tokenizer, meta = load_model_from_dir("runs", "cpu", "eval", model_tag="d12")
+    """
+    if model_tag is None:
+        model_tag = find_largest_model(checkpoints_dir)
+        log0(f"No model tag provided, guessing model tag: {model_tag}")
+    checkpoint_dir = os.path.join(checkpoints_dir, model_tag)
+    if step is None:
+        step = find_last_step(checkpoint_dir)
+    log0(f"Loading model from {checkpoint_dir} with step {step}")
+    return build_model(
+        checkpoint_dir,
+        step,
+        device,
+        phase,
+        model_class=model_class,
+        config_class=config_class,
+        tokenizer=tokenizer,
+    )
+
+
+def load_model(source: str, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+    """Build a model of one of nanochat's training stages, as nanochat (92d63d4) does.
+
+    Args:
+        source: "base", "sft" or "rl": the directory `base_checkpoints`, `chatsft_checkpoints` or
+            `chatrl_checkpoints` of nanochat's base directory, which is $NANOCHAT_BASE_DIR, else
+            `~/.cache/nanochat`.
+        *args: What `load_model_from_dir` takes after its first.
+        **kwargs: The same, by name.
+
+    Returns:
+        (model, tokenizer, meta_data)
+
+    Raises:
+        KeyError: `source` is none of these; else as for `load_model_from_dir`.
+
+    Example:
+        >>> model, tokenizer, meta = load_model("sft", "cpu", phase="eval")
+    """
+    return load_model_from_dir(source_directory(source), *args, **kwargs)
+
+
+def load_optimizer_state(
+    source: str,
+    device: str | torch.device,
+    rank: int,
+    model_tag: str | None = None,
+    step: int | None = None,
+) -> Any:
+    """Load the optimizer shard of one rank alone, as nanochat (92d63d4) does.
+
+    Args:
+        source: "base", "sft" or "rl", as for `load_model`.
+        device: Where the tensors go.
+        rank: Whose shard.
+        model_tag: By default that which `find_largest_model` guesses.
+        step: By default the last that has a model.
+
+    Returns:
+        The optimizer's state dict, or None where that rank has no file.
+
+    Raises:
+        KeyError: `source` is none of these.
+        FileNotFoundError: There is no model tag, or no step in it.
+        CheckpointError: As for `load_checkpoint`.
+
+    Example:
+        >>> state = load_optimizer_state("base", "cpu", rank=0)
+    """
+    checkpoints_dir = source_directory(source)
+    if model_tag is None:
+        model_tag = find_largest_model(checkpoints_dir)
+    checkpoint_dir = os.path.join(checkpoints_dir, model_tag)
+    if step is None:
+        step = find_last_step(checkpoint_dir)
+    path = StepPaths(checkpoint_dir, step).optimizer(rank)
+    if not os.path.exists(path):
+        log0(f"Optimizer checkpoint not found: {path}")
+        return None
+    log0(f"Loading optimizer state from {path}")
+    return load_file(path, device)
+
+
+def _assemble(
+    model_class: Callable[[Any], Any], config: Any, model_data: dict[str, Any], device: torch.device
+) -> Any:
+    with torch.device("meta"):
+        model = model_class(config)
+    model.to_empty(device=device)
+    # For the tables that are no parameters and in no file, such as the rotary embeddings.
+    model.init_weights()
+    model.load_state_dict(model_data, strict=True, assign=True)
+    return model
+
+
+def _as_state_dict(model_data: Any, path: str) -> Mapping[str, Any]:
+    if not isinstance(model_data, Mapping):
+        kind = type(model_data).__name__
+        raise FormatError(f"{path} holds no state dict, but an object of type {kind}", path=path)
+    for key in model_data:
+        if not isinstance(key, str):
+            raise FormatError(f"{path} holds no state dict: it has the key {key!r}", path=path)
+    return model_data
+
+
+def _device_of(model_data: dict[str, Any], default: torch.device) -> torch.device:
+    """Return where the tensors are: "cuda" is asked for, "cuda:0" is got."""
+    return next(
+        (value.device for value in model_data.values() if isinstance(value, torch.Tensor)), default
+    )
+
+
+def _tokenizer_source(tokenizer: Any) -> Callable[[], Any]:
+    """Return what gives the tokenizer; nanochat reads its own from disk only when the model is built."""
+    if tokenizer is not None:
+        return lambda: tokenizer
+    get_tokenizer: Callable[[], Any] = _from_nanochat("tokenizer", "get_tokenizer", "tokenizer")
+    return get_tokenizer
+
+
+def _from_nanochat(module: str, name: str, keyword: str) -> Any:
+    """Import a name from nanochat, only now: `nanochat.gpt` takes seconds to import."""
+    try:
+        return getattr(importlib.import_module(f"nanochat.{module}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("nanochat", f"nanochat.{module}"):
+            raise  # nanochat is there, and something that it needs is not: its own words say more.
+        raise ModuleNotFoundError(
+            f"nanochat's {name} is needed: install nanochat, or give one of your own as {keyword}=",
+            name=error.name,
+        ) from error
