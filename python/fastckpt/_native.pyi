@@ -106,7 +106,7 @@ class Archive:
     def open_fd(fd: int, name: str) -> Archive:
         """Read a regular file that is already open; `fd` is duplicated, its position not used."""
     @staticmethod
-    def open_bytes(data: Buffer, name: str) -> Archive:
+    def open_bytes(data: bytes, name: str) -> Archive:
         """Read an archive that lies in memory; its records are copied out of `data`."""
     @property
     def path(self) -> str: ...
@@ -168,6 +168,8 @@ class Commit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
     ) -> None: ...
+    def create_directory(self, path: _Path) -> None:
+        """Create a directory and those above it, as far as they are missing, durably."""
     def write_archive(
         self,
         path: _Path,

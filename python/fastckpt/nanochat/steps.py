@@ -99,8 +99,8 @@ def _write_step(
     groups = [[file for file in group if file is not None] for group in (first, last)]
     if not any(groups):
         return
-    _make_directory(directory)
     with _native.Commit() as commit:
+        commit.create_directory(directory)
         for file in chain(*groups):
             file.write(commit)
         for group in groups:
@@ -115,26 +115,6 @@ def _publish(commit: _native.Commit, files: Sequence[_StepFile]) -> None:
     for file in files:
         # Not log0: nanochat logs the shard of every rank, and the rest where `rank` is 0.
         logger.info(f"Saved {file.contents} to: {file.path}")
-
-
-def _make_directory(path: _Path) -> None:
-    """Make a directory with its parents, so that none of the new entries is lost in a power cut."""
-    existing = os.path.realpath(path)
-    parents = []
-    while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
-        parents.append(existing)
-    os.makedirs(path, exist_ok=True)
-    for parent in parents:
-        _sync_directory(parent)
-
-
-def _sync_directory(path: str) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_checkpoint(

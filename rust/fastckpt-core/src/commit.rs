@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{Error, Phase, Result};
 use crate::files::{self, Directory, File, FileKind, Files, Metadata};
 use crate::job::{self, Observer};
+use crate::stale;
 use crate::write::{self, ArchivePlan, SaveStager, WriteOptions};
 
 /// Symbolic links followed to a destination before it is taken for a loop (Linux's own limit).
@@ -36,6 +37,8 @@ pub struct Commit {
     files: Arc<dyn Files>,
     sync: bool,
     directories: Vec<(PathBuf, Arc<dyn Directory>)>,
+    /// Directories from which the files of dead processes have been removed.
+    swept: Vec<PathBuf>,
     pending: Vec<Pending>,
 }
 
@@ -65,6 +68,7 @@ impl Commit {
             files,
             sync,
             directories: Vec::new(),
+            swept: Vec::new(),
             pending: Vec::new(),
         }
     }
@@ -148,6 +152,7 @@ impl Commit {
         fill: impl FnOnce(&Arc<dyn File>, &Path, bool, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         let destination = self.resolve(path)?;
+        self.sweep(&destination);
         let (temp, direct) = TempFile::create(&destination, direct)?;
         fill(&temp.file, path, direct, observer)?;
         if self.sync {
@@ -163,6 +168,21 @@ impl Commit {
             temp,
         });
         Ok(())
+    }
+
+    /// Removes what dead processes left where this file goes, once for each directory.
+    fn sweep(&mut self, destination: &Destination) {
+        if self.swept.contains(&destination.directory_path) {
+            return;
+        }
+        self.swept.push(destination.directory_path.clone());
+        // A directory may be writable and not readable. The save does not depend on what else is
+        // in it, so it does not fail over it.
+        let _not_listed = stale::remove_stale(
+            &*self.files,
+            &destination.directory_path,
+            &*destination.directory,
+        );
     }
 
     /// Gives the files written for `paths` their names, in this order, and makes that durable.
@@ -291,10 +311,7 @@ impl TempFile {
             NEW_FILE_MODE
         };
         for _ in 0..MAX_TEMP_NAMES {
-            let name = OsString::from(format!(
-                ".fastckpt-{pid}-{}.tmp",
-                NEXT.fetch_add(1, Ordering::Relaxed)
-            ));
+            let name = stale::temp_name(pid, NEXT.fetch_add(1, Ordering::Relaxed));
             let (file, direct) =
                 match create_direct_or_not(&*destination.directory, &name, mode, direct) {
                     Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,

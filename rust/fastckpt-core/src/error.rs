@@ -26,6 +26,10 @@ pub enum Phase {
     CreateDirectory,
     /// Looking at what is at the destination now.
     Inspect,
+    /// Listing a directory.
+    List,
+    /// Removing a temporary file that a dead process left.
+    Remove,
     /// Creating the temporary file.
     Create,
     /// Reserving the space on the disk.
@@ -51,6 +55,8 @@ impl fmt::Display for Phase {
             Self::OpenDirectory => "opening the directory",
             Self::CreateDirectory => "creating the directory",
             Self::Inspect => "looking at the destination",
+            Self::List => "listing the directory",
+            Self::Remove => "removing the temporary file of a dead process",
             Self::Create => "creating the temporary file",
             Self::Allocate => "reserving disk space",
             Self::Write => "writing",

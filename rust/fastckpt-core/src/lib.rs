@@ -18,6 +18,7 @@ pub mod mapping;
 pub mod memory;
 pub mod read;
 mod source;
+pub mod stale;
 pub mod verify;
 pub mod write;
 

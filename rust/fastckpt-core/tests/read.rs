@@ -33,7 +33,11 @@ const BLOCK: usize = 4096;
 const MIB: usize = 1 << 20;
 
 fn open(bytes: Vec<u8>, behaviour: Behaviour) -> Archive {
-    Archive::from_file(Disk::new(bytes, behaviour).file(), PathBuf::from("model.pt")).unwrap()
+    Archive::from_file(
+        Disk::new(bytes, behaviour).file(),
+        PathBuf::from("model.pt"),
+    )
+    .unwrap()
 }
 
 fn in_memory(bytes: Vec<u8>) -> Result<Archive, Error> {
@@ -41,7 +45,10 @@ fn in_memory(bytes: Vec<u8>) -> Result<Archive, Error> {
 }
 
 fn options(verify: bool, threads: usize) -> ReadOptions {
-    ReadOptions { verify, threads: NonZeroUsize::new(threads) }
+    ReadOptions {
+        verify,
+        threads: NonZeroUsize::new(threads),
+    }
 }
 
 /// Reads all records and compares them, and where they lie, with what was written.
@@ -50,10 +57,18 @@ fn assert_reads(archive: &Archive, storages: &[Vec<u8>], options: &ReadOptions) 
     let spans = archive.read(&keys, options, &mut Unobserved).unwrap();
     assert_eq!(spans.len(), storages.len());
     for ((span, storage), key) in spans.iter().zip(storages).zip(&keys) {
-        assert!(span.as_slice() == storage, "data/{key} of {} bytes differs", storage.len());
+        assert!(
+            span.as_slice() == storage,
+            "data/{key} of {} bytes differs",
+            storage.len()
+        );
         let (_, entry) = archive.index().find(&format!("data/{key}")).unwrap();
         let address = span.memory.address().addr() + span.offset;
-        assert_eq!(address as u64 % BLOCK as u64, entry.payload_offset % BLOCK as u64, "data/{key}");
+        assert_eq!(
+            address as u64 % BLOCK as u64,
+            entry.payload_offset % BLOCK as u64,
+            "data/{key}"
+        );
     }
 }
 
@@ -143,7 +158,9 @@ fn keys_may_come_in_any_order_and_twice() {
     let archive = in_memory(archive_of(&storages, 64)).unwrap();
     let order = [4, 1, 1, 3, 0];
     let keys: Vec<String> = order.iter().map(usize::to_string).collect();
-    let spans = archive.read(&keys, &ReadOptions::default(), &mut Unobserved).unwrap();
+    let spans = archive
+        .read(&keys, &ReadOptions::default(), &mut Unobserved)
+        .unwrap();
     for (span, key) in spans.iter().zip(order) {
         assert_eq!(span.as_slice(), storages[key]);
     }
@@ -154,7 +171,9 @@ fn keys_may_come_in_any_order_and_twice() {
 fn large_records_have_memory_of_their_own_and_small_ones_share_it() {
     let storages = payloads(&[1000, 4 * MIB, 1000, 1000, 4 * MIB - 1]);
     let archive = in_memory(archive_of(&storages, 64)).unwrap();
-    let spans = archive.read(&keys(5), &ReadOptions::default(), &mut Unobserved).unwrap();
+    let spans = archive
+        .read(&keys(5), &ReadOptions::default(), &mut Unobserved)
+        .unwrap();
     assert!(!Arc::ptr_eq(&spans[0].memory, &spans[1].memory));
     assert!(!Arc::ptr_eq(&spans[1].memory, &spans[2].memory));
     assert!(Arc::ptr_eq(&spans[2].memory, &spans[3].memory));
@@ -166,10 +185,17 @@ fn large_records_have_memory_of_their_own_and_small_ones_share_it() {
 fn arenas_are_bounded() {
     let storages = payloads(&[3 * MIB; 30]);
     let archive = in_memory(archive_of(&storages, 64)).unwrap();
-    let spans = archive.read(&keys(30), &ReadOptions::default(), &mut Unobserved).unwrap();
+    let spans = archive
+        .read(&keys(30), &ReadOptions::default(), &mut Unobserved)
+        .unwrap();
     assert!(spans.iter().all(|span| span.memory.nbytes() <= 64 * MIB));
     assert!(!Arc::ptr_eq(&spans[0].memory, &spans[29].memory));
-    assert!(spans.iter().zip(&storages).all(|(span, storage)| span.as_slice() == storage));
+    assert!(
+        spans
+            .iter()
+            .zip(&storages)
+            .all(|(span, storage)| span.as_slice() == storage)
+    );
 }
 
 #[test]
@@ -178,7 +204,9 @@ fn what_nobody_wants_is_not_read() {
     let archive = in_memory(archive_of(&storages, 64)).unwrap();
     let mut progress = Progress::default();
     let wanted = ["0".to_owned(), "2".to_owned()];
-    archive.read(&wanted, &ReadOptions::default(), &mut progress).unwrap();
+    archive
+        .read(&wanted, &ReadOptions::default(), &mut progress)
+        .unwrap();
     assert!(progress.total_nbytes < 4096, "{progress:?}");
     assert_eq!(progress.done_nbytes, progress.total_nbytes);
 }
@@ -193,9 +221,20 @@ fn a_file_on_disk_is_read_and_mapped() {
     assert_reads(&archive, &storages, &ReadOptions::default());
     assert_eq!(archive.nbytes(), std::fs::metadata(&path).unwrap().len());
     for verify in [true, false] {
-        let spans = archive.map(&keys(5), &options(verify, 3), &mut Unobserved).unwrap();
-        assert!(spans.iter().zip(&storages).all(|(span, storage)| span.as_slice() == storage));
-        assert!(spans.iter().all(|span| Arc::ptr_eq(&span.memory, &spans[0].memory)));
+        let spans = archive
+            .map(&keys(5), &options(verify, 3), &mut Unobserved)
+            .unwrap();
+        assert!(
+            spans
+                .iter()
+                .zip(&storages)
+                .all(|(span, storage)| span.as_slice() == storage)
+        );
+        assert!(
+            spans
+                .iter()
+                .all(|span| Arc::ptr_eq(&span.memory, &spans[0].memory))
+        );
     }
 }
 
@@ -212,7 +251,10 @@ fn most_of_a_cached_file_is_read_in_one_pass() {
 #[test]
 fn what_is_not_cached_is_read_directly() {
     let storages = payloads(&[8 * MIB]);
-    let behaviour = Behaviour { cache: Cache::Empty, ..Behaviour::default() };
+    let behaviour = Behaviour {
+        cache: Cache::Empty,
+        ..Behaviour::default()
+    };
     let disk = Disk::new(archive_of(&storages, 64), behaviour);
     let archive = Archive::from_file(disk.file(), PathBuf::from("model.pt")).unwrap();
     let opening = disk.reads();
@@ -227,22 +269,37 @@ fn an_unreadable_sector_is_an_error_of_the_system() {
     let storages = payloads(&[3 * MIB, 5 * MIB]);
     let bytes = archive_of(&storages, 64);
     for cache in [Cache::Full, Cache::Empty, Cache::Unknown] {
-        let healthy = Disk::new(bytes.clone(), Behaviour { cache, ..Behaviour::default() });
+        let healthy = Disk::new(
+            bytes.clone(),
+            Behaviour {
+                cache,
+                ..Behaviour::default()
+            },
+        );
         let archive = Archive::from_file(healthy.file(), PathBuf::from("model.pt")).unwrap();
         let opening = healthy.reads();
         assert_reads(&archive, &storages, &options(true, 1));
         for number in 0..healthy.reads() {
-            let behaviour = Behaviour { cache, fail_read: Some(number), ..Behaviour::default() };
+            let behaviour = Behaviour {
+                cache,
+                fail_read: Some(number),
+                ..Behaviour::default()
+            };
             let disk = Disk::new(bytes.clone(), behaviour);
             let opened = Archive::from_file(disk.file(), PathBuf::from("model.pt"));
             assert_eq!(opened.is_err(), number < opening);
             let outcome = opened.and_then(|archive| {
-                archive.read(&keys(2), &options(true, 1), &mut Unobserved).map(drop)
+                archive
+                    .read(&keys(2), &options(true, 1), &mut Unobserved)
+                    .map(drop)
             });
             let Err(Error::Io { path, source, .. }) = outcome else {
                 panic!("read {number} of {cache:?} failed, and: {outcome:?}")
             };
-            assert_eq!((path.as_path(), source.raw_os_error()), (Path::new("model.pt"), Some(5)));
+            assert_eq!(
+                (path.as_path(), source.raw_os_error()),
+                (Path::new("model.pt"), Some(5))
+            );
         }
     }
 }
@@ -256,12 +313,21 @@ fn a_file_that_shrinks_is_an_error() {
     let path = scratch.path("model.pt");
     std::fs::write(&path, &bytes).unwrap();
     let archive = Archive::open(&RealFiles, &path).unwrap();
-    std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(full - 2 * MIB as u64).unwrap();
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(full - 2 * MIB as u64)
+        .unwrap();
     for outcome in [
         archive.read(&keys(2), &ReadOptions::default(), &mut Unobserved),
         archive.map(&keys(2), &ReadOptions::default(), &mut Unobserved),
     ] {
-        let Err(Error::Format { source: FormatError::Truncated { .. }, .. }) = outcome else {
+        let Err(Error::Format {
+            source: FormatError::Truncated { .. },
+            ..
+        }) = outcome
+        else {
             panic!("{outcome:?}")
         };
     }
@@ -291,13 +357,20 @@ fn every_flipped_bit_of_a_payload_is_named() {
             bytes[start + bit / 8] ^= 1 << (bit % 8);
             let archive = in_memory(bytes).unwrap();
             let outcome = archive.read(&keys(3), &ReadOptions::default(), &mut Unobserved);
-            let Err(Error::Checksum(mismatch)) = outcome else { panic!("{outcome:?}") };
+            let Err(Error::Checksum(mismatch)) = outcome else {
+                panic!("{outcome:?}")
+            };
             assert_eq!(mismatch.record, format!("data/{key}"));
             assert_eq!(mismatch.tensors, [format!("t{key}")]);
-            assert_eq!((mismatch.offset, mismatch.nbytes), (entry.payload_offset, entry.nbytes));
+            assert_eq!(
+                (mismatch.offset, mismatch.nbytes),
+                (entry.payload_offset, entry.nbytes)
+            );
             assert_eq!(mismatch.expected, entry.crc32);
             assert_ne!(mismatch.found, entry.crc32);
-            archive.read(&keys(3), &options(false, 1), &mut Unobserved).unwrap();
+            archive
+                .read(&keys(3), &options(false, 1), &mut Unobserved)
+                .unwrap();
         }
     }
 }
@@ -321,7 +394,10 @@ fn of_several_bad_records_the_first_is_reported() {
     }
     assert_eq!(messages.len(), 1);
     let message = messages.pop_first().unwrap();
-    assert!(message.starts_with("checksum mismatch in tensor 't1' (record data/1 of model.pt)"), "{message}");
+    assert!(
+        message.starts_with("checksum mismatch in tensor 't1' (record data/1 of model.pt)"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -350,7 +426,7 @@ fn a_damaged_local_header_is_found_by_whoever_reads_the_record() {
     let storages = payloads(&[40, 3 * MIB, 5 * MIB]);
     let good = archive_of(&storages, 64);
     let entries = in_memory(good.clone()).unwrap();
-    for key in 0..3 {
+    for (key, storage) in storages.iter().enumerate() {
         let (_, entry) = entries.index().find(&format!("data/{key}")).unwrap();
         let mut bytes = good.clone();
         // The last character of the name.
@@ -358,21 +434,30 @@ fn a_damaged_local_header_is_found_by_whoever_reads_the_record() {
         let archive = in_memory(bytes).unwrap();
         assert!(archive.index().layout().is_some(), "the directory is whole");
         let wanted = [key.to_string()];
-        let mut device = Device::new(&[storages[key].len()], 2, MIB, 0);
+        let mut device = Device::new(&[storage.len()], 2, MIB, 0);
         let verified = ReadOptions::default();
         for outcome in [
             archive.read(&wanted, &verified, &mut Unobserved).map(drop),
-            archive.read(&wanted, &options(false, 2), &mut Unobserved).map(drop),
+            archive
+                .read(&wanted, &options(false, 2), &mut Unobserved)
+                .map(drop),
             archive.check(&wanted, &verified, &mut Unobserved),
             archive.read_staged(&wanted, &verified, &mut Unobserved, &mut device),
             archive.read_record(&format!("data/{key}"), true).map(drop),
         ] {
-            let Err(Error::Format { source: FormatError::LocalHeader { record, .. }, .. }) = outcome else {
+            let Err(Error::Format {
+                source: FormatError::LocalHeader { record, .. },
+                ..
+            }) = outcome
+            else {
                 panic!("{outcome:?}")
             };
             assert!(record.ends_with(&format!("data/{key}")), "{record}");
         }
-        let others: Vec<String> = (0..3).filter(|other| *other != key).map(|other| other.to_string()).collect();
+        let others: Vec<String> = (0..3)
+            .filter(|other| *other != key)
+            .map(|other| other.to_string())
+            .collect();
         archive.read(&others, &verified, &mut Unobserved).unwrap();
     }
 }
@@ -384,13 +469,18 @@ fn data_pkl_is_decoded_after_its_checksum() {
     let archive = in_memory(good.clone()).unwrap();
     let graph = archive.decode(true).unwrap();
     assert_eq!(graph.storages().len(), 2);
-    assert_eq!(archive.read_record("data.pkl", true).unwrap(), pickle_of(&storages));
+    assert_eq!(
+        archive.read_record("data.pkl", true).unwrap(),
+        pickle_of(&storages)
+    );
     for name in ["data.pkl", "version", "byteorder", ".format_version"] {
         let (_, entry) = archive.index().find(name).unwrap();
         let mut bytes = good.clone();
         bytes[usize::try_from(entry.payload_offset).unwrap()] ^= 1;
         let outcome = in_memory(bytes).unwrap().decode(true);
-        let Err(Error::Checksum(mismatch)) = outcome else { panic!("{name}: {outcome:?}") };
+        let Err(Error::Checksum(mismatch)) = outcome else {
+            panic!("{name}: {outcome:?}")
+        };
         assert_eq!(mismatch.record, name);
     }
 }
@@ -401,8 +491,15 @@ fn an_unknown_byte_order_is_refused() {
     let archive = in_memory(bytes.clone()).unwrap();
     let (_, entry) = archive.index().find("byteorder").unwrap();
     bytes[usize::try_from(entry.payload_offset).unwrap()] = b'L';
-    let message = in_memory(bytes).unwrap().decode(false).unwrap_err().to_string();
-    assert_eq!(message, "model.pt: record byteorder has \"Little\", expected \"little\" or \"big\"");
+    let message = in_memory(bytes)
+        .unwrap()
+        .decode(false)
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        message,
+        "model.pt: record byteorder has \"Little\", expected \"little\" or \"big\""
+    );
 }
 
 #[test]
@@ -410,14 +507,19 @@ fn a_missing_record_is_named() {
     let archive = in_memory(archive_of(&payloads(&[40]), 64)).unwrap();
     let outcome = archive.read(&["7".to_owned()], &ReadOptions::default(), &mut Unobserved);
     let message = outcome.unwrap_err().to_string();
-    assert_eq!(message, "model.pt: record data/7 is missing from the archive");
+    assert_eq!(
+        message,
+        "model.pt: record data/7 is missing from the archive"
+    );
 }
 
 #[test]
 fn a_pickle_that_is_none_is_refused() {
     let storages = payloads(&[40]);
-    let archive = in_memory(archive_with(b"\x80\x02".to_vec(), &storages, 64)).unwrap();
-    let Err(Error::Pickle { path, .. }) = archive.decode(true) else { panic!("decoded") };
+    let archive = in_memory(archive_with(b"\x80\x02", &storages, 64)).unwrap();
+    let Err(Error::Pickle { path, .. }) = archive.decode(true) else {
+        panic!("decoded")
+    };
     assert_eq!(path, Path::new("model.pt"));
 }
 
@@ -455,9 +557,17 @@ fn a_device_that_fails_ends_the_job_with_its_buffers_free() {
     for calls in 0..20 {
         let mut device = Device::new(&sizes, 2, MIB, 0);
         device.calls_until_failure = Some(calls);
-        let outcome = archive.read_staged(&keys(3), &options(true, 3), &mut Unobserved, &mut device);
-        assert!(matches!(outcome, Err(Error::Interrupted)), "call {calls}: {outcome:?}");
-        assert!(device.pending.is_empty(), "call {calls}: {:?}", device.pending);
+        let outcome =
+            archive.read_staged(&keys(3), &options(true, 3), &mut Unobserved, &mut device);
+        assert!(
+            matches!(outcome, Err(Error::Interrupted)),
+            "call {calls}: {outcome:?}"
+        );
+        assert!(
+            device.pending.is_empty(),
+            "call {calls}: {:?}",
+            device.pending
+        );
     }
 }
 
@@ -468,9 +578,19 @@ fn a_damaged_record_is_found_while_it_is_staged() {
     bytes[5 * MIB] ^= 1;
     let archive = in_memory(bytes).unwrap();
     let mut device = Device::new(&sizes, 2, MIB, 0);
-    let outcome = archive.read_staged(&keys(2), &ReadOptions::default(), &mut Unobserved, &mut device);
-    let Err(Error::Checksum(mismatch)) = outcome else { panic!("{outcome:?}") };
-    assert_eq!((mismatch.record.as_str(), mismatch.tensors), ("data/0", vec!["t0".to_owned()]));
+    let outcome = archive.read_staged(
+        &keys(2),
+        &ReadOptions::default(),
+        &mut Unobserved,
+        &mut device,
+    );
+    let Err(Error::Checksum(mismatch)) = outcome else {
+        panic!("{outcome:?}")
+    };
+    assert_eq!(
+        (mismatch.record.as_str(), mismatch.tensors),
+        ("data/0", vec!["t0".to_owned()])
+    );
     assert!(device.pending.is_empty());
 }
 
@@ -488,7 +608,8 @@ impl Device {
     fn new(sizes: &[usize], slots: usize, slot_nbytes: usize, misaligned: usize) -> Self {
         let slot = |_| {
             let memory = vec![0xee_u8; slot_nbytes + 2 * BLOCK].leak();
-            let start = memory.as_ptr().addr().next_multiple_of(BLOCK) - memory.as_ptr().addr() + misaligned;
+            let start = memory.as_ptr().addr().next_multiple_of(BLOCK) - memory.as_ptr().addr()
+                + misaligned;
             // SAFETY: leaked, so valid from now on, and nobody else's.
             unsafe { Memory::new(memory[start..].as_mut_ptr(), slot_nbytes) }
         };
@@ -517,9 +638,17 @@ impl LoadStager for Device {
         &self.slots
     }
 
-    fn place(&mut self, slot: usize, slot_offset: usize, index: usize, offset: u64, nbytes: usize) -> Result<(), Stop> {
+    fn place(
+        &mut self,
+        slot: usize,
+        slot_offset: usize,
+        index: usize,
+        offset: u64,
+        nbytes: usize,
+    ) -> Result<(), Stop> {
         self.call()?;
-        self.pending.push((slot, slot_offset, index, offset, nbytes));
+        self.pending
+            .push((slot, slot_offset, index, offset, nbytes));
         Ok(())
     }
 

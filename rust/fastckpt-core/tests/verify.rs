@@ -26,8 +26,14 @@ use fastckpt_core::read::Archive;
 use fastckpt_core::verify::{FileReport, VerifyOptions, verify_file};
 
 const MIB: usize = 1 << 20;
-const QUICK: VerifyOptions = VerifyOptions { quick: true, threads: None };
-const FULL: VerifyOptions = VerifyOptions { quick: false, threads: None };
+const QUICK: VerifyOptions = VerifyOptions {
+    quick: true,
+    threads: None,
+};
+const FULL: VerifyOptions = VerifyOptions {
+    quick: false,
+    threads: None,
+};
 
 fn verify(bytes: Vec<u8>, options: &VerifyOptions) -> FileReport {
     let disk = Disk::new(bytes, Behaviour::default());
@@ -44,7 +50,12 @@ fn payload_of(bytes: &[u8], record: &str) -> std::ops::Range<usize> {
 
 #[test]
 fn good_files_are_good() {
-    for sizes in [vec![], vec![0], vec![1, 0, 4096], vec![5 * MIB, 3, 2 * MIB - 64]] {
+    for sizes in [
+        vec![],
+        vec![0],
+        vec![1, 0, 4096],
+        vec![5 * MIB, 3, 2 * MIB - 64],
+    ] {
         for alignment in [1, 64, 4096] {
             let bytes = archive_of(&payloads(&sizes), alignment);
             for options in [QUICK, FULL] {
@@ -68,7 +79,12 @@ fn every_flipped_bit_is_found() {
         let mut bytes = good.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         let report = verify(bytes, &FULL);
-        assert!(!report.damages.is_empty(), "bit {} of byte {}", bit % 8, bit / 8);
+        assert!(
+            !report.damages.is_empty(),
+            "bit {} of byte {}",
+            bit % 8,
+            bit / 8
+        );
     }
 }
 
@@ -80,13 +96,24 @@ fn a_damaged_payload_is_named_with_its_tensor() {
     assert_eq!(good.damages, []);
     bytes[place.start + 3 * MIB] ^= 4;
     let report = verify(bytes.clone(), &FULL);
-    let [damage] = report.damages.as_slice() else { panic!("{report:?}") };
+    let [damage] = report.damages.as_slice() else {
+        panic!("{report:?}")
+    };
     assert_eq!(damage.record.as_deref(), Some("data/1"));
     assert_eq!(damage.tensors, ["t1"]);
-    assert_eq!((damage.offset, damage.nbytes), (place.start as u64, place.len() as u64));
+    assert_eq!(
+        (damage.offset, damage.nbytes),
+        (place.start as u64, place.len() as u64)
+    );
     assert_eq!(damage.detail, "checksum mismatch");
-    assert_eq!(damage.expected, Some(fastckpt_core::format::checksum::crc32(&payload(1, 5 * MIB))));
-    assert_eq!(damage.found, Some(fastckpt_core::format::checksum::crc32(&bytes[place])));
+    assert_eq!(
+        damage.expected,
+        Some(fastckpt_core::format::checksum::crc32(&payload(1, 5 * MIB)))
+    );
+    assert_eq!(
+        damage.found,
+        Some(fastckpt_core::format::checksum::crc32(&bytes[place]))
+    );
     assert_eq!(verify(bytes, &QUICK).damages, []);
 }
 
@@ -100,26 +127,39 @@ fn damage_between_the_payloads_is_described() {
     let places = [
         (first.end, "data/0", "data descriptor of data/0"),
         (first.end + 16, "data/1", "local header of data/1"),
-        (second.start - 1, "data/1", "padding before the payload of data/1"),
+        (
+            second.start - 1,
+            "data/1",
+            "padding before the payload of data/1",
+        ),
     ];
     for (place, record, detail) in places {
         let mut bytes = good.clone();
         bytes[place] ^= 0x80;
         for options in [QUICK, FULL] {
             let report = verify(bytes.clone(), &options);
-            let [damage] = report.damages.as_slice() else { panic!("{report:?}") };
+            let [damage] = report.damages.as_slice() else {
+                panic!("{report:?}")
+            };
             assert_eq!(damage.record.as_deref(), Some(record));
             assert_eq!((damage.offset, damage.nbytes), (place as u64, 1));
             let (expected, found) = (good[place], bytes[place]);
-            let detail = format!("{detail}: expected byte {expected:#04x}, found byte {found:#04x}");
+            let detail =
+                format!("{detail}: expected byte {expected:#04x}, found byte {found:#04x}");
             assert_eq!(damage.detail, detail);
         }
     }
     let mut bytes = good;
     bytes[end - 22 - 20 - 56 + 12] ^= 1;
     let report = verify(bytes, &QUICK);
-    let [damage] = report.damages.as_slice() else { panic!("{report:?}") };
-    assert!(damage.detail.starts_with("zip64 end of central directory"), "{}", damage.detail);
+    let [damage] = report.damages.as_slice() else {
+        panic!("{report:?}")
+    };
+    assert!(
+        damage.detail.starts_with("zip64 end of central directory"),
+        "{}",
+        damage.detail
+    );
 }
 
 #[test]
@@ -130,10 +170,20 @@ fn several_damages_come_in_file_order() {
     bytes[places[0].end] ^= 1;
     bytes[places[0].start] ^= 1;
     for threads in [1, 2, 7] {
-        let options = VerifyOptions { threads: NonZeroUsize::new(threads), ..FULL };
+        let options = VerifyOptions {
+            threads: NonZeroUsize::new(threads),
+            ..FULL
+        };
         let report = verify(bytes.clone(), &options);
         let offsets: Vec<u64> = report.damages.iter().map(|damage| damage.offset).collect();
-        assert_eq!(offsets, [places[0].start as u64, places[0].end as u64, places[2].start as u64]);
+        assert_eq!(
+            offsets,
+            [
+                places[0].start as u64,
+                places[0].end as u64,
+                places[2].start as u64
+            ]
+        );
     }
 }
 
@@ -145,15 +195,24 @@ fn names_are_done_without_where_data_pkl_is_damaged_too() {
         bytes[place.start] ^= 1;
     }
     let report = verify(bytes, &FULL);
-    let records: Vec<_> = report.damages.iter().map(|damage| damage.record.as_deref().unwrap()).collect();
+    let records: Vec<_> = report
+        .damages
+        .iter()
+        .map(|damage| damage.record.as_deref().unwrap())
+        .collect();
     assert_eq!(records, ["data.pkl", "data/0"]);
-    assert!(report.damages.iter().all(|damage| damage.tensors.is_empty()));
+    assert!(
+        report
+            .damages
+            .iter()
+            .all(|damage| damage.tensors.is_empty())
+    );
 }
 
 #[test]
 fn a_pickle_that_cannot_be_decoded_is_no_damage() {
     let storages = payloads(&[40]);
-    let mut bytes = archive_with(b"\x80\x04not for us.".to_vec(), &storages, 64);
+    let mut bytes = archive_with(b"\x80\x04not for us.", &storages, 64);
     assert_eq!(verify(bytes.clone(), &FULL).damages, []);
     let place = payload_of(&bytes, "data/0");
     bytes[place.start] ^= 1;
@@ -191,8 +250,13 @@ fn truncation_at_every_length_is_damage() {
     let bytes = archive_of(&payloads(&[100, 0]), 64);
     for nbytes in 0..bytes.len() {
         let report = verify(bytes[..nbytes].to_vec(), &FULL);
-        let [damage] = report.damages.as_slice() else { panic!("{nbytes}: {report:?}") };
-        assert_eq!((report.nbytes, damage.offset, damage.nbytes), (nbytes as u64, 0, nbytes as u64));
+        let [damage] = report.damages.as_slice() else {
+            panic!("{nbytes}: {report:?}")
+        };
+        assert_eq!(
+            (report.nbytes, damage.offset, damage.nbytes),
+            (nbytes as u64, 0, nbytes as u64)
+        );
         assert!(!damage.detail.is_empty());
         assert!(!report.headers_covered);
     }
@@ -207,7 +271,11 @@ fn a_file_that_shrinks_meanwhile_is_damaged() {
     let disk = Disk::cut(bytes.clone(), nbytes, Behaviour::default());
     let report = verify_file(&disk, Path::new("model.pt"), &FULL, &mut Unobserved).unwrap();
     assert_eq!(report.damages.len(), 1);
-    assert!(report.damages[0].detail.contains("ends early"), "{}", report.damages[0].detail);
+    assert!(
+        report.damages[0].detail.contains("ends early"),
+        "{}",
+        report.damages[0].detail
+    );
     bytes.extend(tail);
     assert_eq!(verify(bytes, &FULL).damages, []);
 }
@@ -220,12 +288,24 @@ fn every_file_system_gives_the_same_report() {
     bytes[place.end + 3] ^= 1;
     let expected = verify(bytes.clone(), &FULL);
     assert_eq!(expected.damages.len(), 2);
-    for cache in [Cache::Full, Cache::Striped(700_000), Cache::Empty, Cache::Unknown] {
+    for cache in [
+        Cache::Full,
+        Cache::Striped(700_000),
+        Cache::Empty,
+        Cache::Unknown,
+    ] {
         for direct in [Direct::Works, Direct::RefusedAtOpen, Direct::RefusedAtRead] {
             for most_per_read in [usize::MAX, 5000] {
-                let behaviour = Behaviour { cache, direct, most_per_read, interrupt_every: 3, ..Behaviour::default() };
+                let behaviour = Behaviour {
+                    cache,
+                    direct,
+                    most_per_read,
+                    interrupt_every: 3,
+                    ..Behaviour::default()
+                };
                 let disk = Disk::new(bytes.clone(), behaviour);
-                let report = verify_file(&disk, Path::new("model.pt"), &FULL, &mut Unobserved).unwrap();
+                let report =
+                    verify_file(&disk, Path::new("model.pt"), &FULL, &mut Unobserved).unwrap();
                 assert_eq!(report, expected, "{behaviour:?}");
             }
         }
@@ -236,11 +316,19 @@ fn every_file_system_gives_the_same_report() {
 fn a_disk_that_fails_is_an_error() {
     let bytes = archive_of(&payloads(&[3 * MIB]), 64);
     for number in 0..4 {
-        let behaviour = Behaviour { fail_read: Some(number), ..Behaviour::default() };
+        let behaviour = Behaviour {
+            fail_read: Some(number),
+            ..Behaviour::default()
+        };
         let disk = Disk::new(bytes.clone(), behaviour);
         let outcome = verify_file(&disk, Path::new("model.pt"), &FULL, &mut Unobserved);
-        let Err(Error::Io { path, source, .. }) = outcome else { panic!("{outcome:?}") };
-        assert_eq!((path.as_path(), source.raw_os_error()), (Path::new("model.pt"), Some(5)));
+        let Err(Error::Io { path, source, .. }) = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!(
+            (path.as_path(), source.raw_os_error()),
+            (Path::new("model.pt"), Some(5))
+        );
     }
 }
 

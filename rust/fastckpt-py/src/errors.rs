@@ -23,7 +23,9 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             let arguments = (errno(&source), message, path.as_os_str());
             typed(py, "CommitUnknownError", |class| class.call1(arguments))
         }
-        Error::Format { path, .. } => with_path(py, "FormatError", &message, &path),
+        Error::Format { path, .. } | Error::Record { path, .. } => {
+            with_path(py, "FormatError", &message, &path)
+        }
         Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),

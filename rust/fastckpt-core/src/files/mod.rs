@@ -1,7 +1,7 @@
 //! The file operations the core uses, as traits: the real ones, and any that a test puts in their
 //! place to count them, make them fail or forget what was not synced.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -57,6 +57,8 @@ pub trait Files: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// What stands at the path itself, symbolic links not followed; `None` where nothing does.
     fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>>;
+    /// The names in a directory, in no order.
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
     /// Where a symbolic link points.
     fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
 }
@@ -66,6 +68,8 @@ pub trait Directory: Send + Sync + fmt::Debug {
     /// Creates a file that must not exist yet, for writing; `direct` asks for direct I/O
     /// (`EINVAL` where the file system has none). The mode is `mode` less the umask.
     fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>>;
+    /// Opens a regular file for reading, symbolic links not followed.
+    fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>>;
     /// What stands at this name, symbolic links not followed; `None` where nothing does.
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>>;
     /// Renames within the directory, replacing what is there, atomically.

@@ -1,7 +1,7 @@
 //! The operating system's files.
 #![allow(unsafe_code)]
 
-use std::ffi::{CString, OsStr};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
@@ -29,11 +29,7 @@ impl RealFiles {
 
 impl Files for RealFiles {
     fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
-        let path = if path.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            path
-        };
+        let path = or_here(path);
         let directory = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECTORY)
@@ -60,8 +56,24 @@ impl Files for RealFiles {
         stat_at(libc::AT_FDCWD, path.as_os_str())
     }
 
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        let directory = or_here(directory);
+        fs::read_dir(directory)?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect()
+    }
+
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         fs::read_link(path)
+    }
+}
+
+/// The parent of a bare file name is the empty path, and means the current directory.
+fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
     }
 }
 
@@ -76,10 +88,8 @@ fn require_regular(metadata: &Metadata) -> io::Result<()> {
 #[derive(Debug)]
 struct RealDirectory(fs::File);
 
-impl Directory for RealDirectory {
-    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
-        let flags =
-            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
+impl RealDirectory {
+    fn open_at(&self, name: &OsStr, flags: libc::c_int, mode: u32) -> io::Result<fs::File> {
         let name = c_string(name)?;
         // SAFETY: `name` is a NUL-terminated string that outlives the call; the descriptor that
         // comes back is new and owned by nobody else.
@@ -87,7 +97,22 @@ impl Directory for RealDirectory {
             let fd = check(libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode))?;
             OwnedFd::from_raw_fd(fd)
         };
-        Ok(Arc::new(RealFile(fs::File::from(fd))))
+        Ok(fs::File::from(fd))
+    }
+}
+
+impl Directory for RealDirectory {
+    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
+        let flags =
+            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
+        Ok(Arc::new(RealFile(self.open_at(name, flags, mode)?)))
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>> {
+        let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let file = RealFile(self.open_at(name, flags, 0)?);
+        require_regular(&file.metadata()?)?;
+        Ok(Arc::new(file))
     }
 
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>> {

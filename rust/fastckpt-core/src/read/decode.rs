@@ -26,7 +26,7 @@ impl Archive {
         self.index()
             .require_checkpoint()
             .map_err(|source| self.source.malformed(source))?;
-        let (_, entry) = self.find(self.index(), "data.pkl")?;
+        let (_, entry) = self.find("data.pkl")?;
         // Refused by its size, before memory is asked for.
         if entry.nbytes > MAX_PICKLE_NBYTES {
             let (nbytes, limit) = (in_memory(entry.nbytes), in_memory(MAX_PICKLE_NBYTES));
@@ -40,7 +40,9 @@ impl Archive {
 
     fn check_metadata(&self, verify: bool) -> Result<()> {
         let entries = self.index().entries().iter();
-        let names = entries.filter(|entry| is_metadata(entry)).map(|entry| &entry.name);
+        let names = entries
+            .filter(|entry| is_metadata(entry))
+            .map(|entry| &entry.name);
         for name in names {
             self.read_record(name, verify)?;
         }

@@ -6,25 +6,14 @@ use fastckpt_format::index::Index;
 use crate::error::{Error, Result};
 use crate::source::Source;
 
-/// Parses the directory.
-pub(super) fn parse(source: &Source, headers: Headers) -> Result<Index> {
+/// Reads and checks the directory; local headers are left to whoever reads the records, where the
+/// directory is exactly what torch's layout gives.
+pub(super) fn parse(source: &Source) -> Result<Index> {
     let read = |offset, nbytes| source.read_exact(offset, nbytes).map_err(Failure::Read);
-    let parsed = match headers {
-        Headers::WhereNeeded => Index::parse(source.nbytes(), read),
-        Headers::All => Index::parse_with_headers(source.nbytes(), read),
-    };
-    parsed.map_err(|failure| match failure {
+    Index::parse(source.nbytes(), read).map_err(|failure| match failure {
         Failure::Read(error) => error,
         Failure::Format(error) => source.malformed(error),
     })
-}
-
-/// Which local headers are read and checked while the directory is parsed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Headers {
-    /// Those of files whose directory is not that of torch's layout.
-    WhereNeeded,
-    All,
 }
 
 /// Why a directory was not parsed.

@@ -4,6 +4,7 @@ use std::mem;
 use std::ops::Range;
 use std::sync::Mutex;
 
+use fastckpt_format::FormatError;
 use fastckpt_format::checksum::{combine, crc32};
 use fastckpt_format::index::{Entry, Index};
 
@@ -25,7 +26,7 @@ pub(crate) struct Inspection<'a> {
 #[derive(Debug, Default)]
 struct Found {
     mismatches: Vec<Mismatch>,
-    header_differs: bool,
+    bad_headers: Vec<(usize, FormatError)>,
     payload_parts: Vec<PayloadPart>,
     header_parts: Vec<HeaderPart>,
 }
@@ -59,8 +60,9 @@ struct HeaderPart {
 /// What an inspection came to.
 #[derive(Debug)]
 pub(crate) struct Verdict {
-    /// Whether a local header contradicts the directory, so that nothing is known of the rest.
-    pub(crate) header_differs: bool,
+    /// What is wrong with the first local header that contradicts the directory: then nothing is
+    /// known of its record.
+    pub(crate) bad_header: Option<FormatError>,
     /// The records whose bytes are wrong, in file order.
     pub(crate) mismatches: Vec<Mismatch>,
 }
@@ -115,7 +117,7 @@ impl<'a> Inspection<'a> {
         let part = intersection(&header, piece);
         let bytes = &bytes[within(&part, piece)];
         if part == header {
-            found.header_differs |= self.index.check_local_header(position, bytes).is_err();
+            found.check_header(self.index, position, bytes);
         } else if !part.is_empty() {
             found.header_parts.push(HeaderPart {
                 entry: position,
@@ -163,12 +165,10 @@ impl<'a> Inspection<'a> {
     pub(crate) fn finish(self) -> Verdict {
         let mut found = mem::take(&mut *lock(&self.found));
         found.header_parts.sort_unstable();
-        for parts in found.header_parts.chunk_by(|a, b| a.entry == b.entry) {
+        let header_parts = mem::take(&mut found.header_parts);
+        for parts in header_parts.chunk_by(|a, b| a.entry == b.entry) {
             let header: Vec<u8> = parts.iter().flat_map(|part| &part.bytes).copied().collect();
-            found.header_differs |= self
-                .index
-                .check_local_header(parts[0].entry, &header)
-                .is_err();
+            found.check_header(self.index, parts[0].entry, &header);
         }
         found.payload_parts.sort_unstable();
         for parts in found.payload_parts.chunk_by(|a, b| a.entry == b.entry) {
@@ -193,8 +193,13 @@ impl<'a> Inspection<'a> {
             found.mismatches.extend(self.wrong_empty_records());
         }
         found.mismatches.sort_unstable();
+        let bad_header = found
+            .bad_headers
+            .into_iter()
+            .min_by_key(|(entry, _)| *entry);
+        let bad_header = bad_header.map(|(_, error)| error);
         Verdict {
-            header_differs: found.header_differs,
+            bad_header,
             mismatches: found.mismatches,
         }
     }
@@ -222,14 +227,20 @@ impl<'a> Inspection<'a> {
 
 impl Found {
     fn is_empty(&self) -> bool {
-        !self.header_differs
+        self.bad_headers.is_empty()
             && self.mismatches.is_empty()
             && self.payload_parts.is_empty()
             && self.header_parts.is_empty()
     }
 
+    fn check_header(&mut self, index: &Index, entry: usize, bytes: &[u8]) {
+        if let Err(error) = index.check_local_header(entry, bytes) {
+            self.bad_headers.push((entry, error));
+        }
+    }
+
     fn append(&mut self, mut other: Self) {
-        self.header_differs |= other.header_differs;
+        self.bad_headers.append(&mut other.bad_headers);
         self.mismatches.append(&mut other.mismatches);
         self.payload_parts.append(&mut other.payload_parts);
         self.header_parts.append(&mut other.header_parts);

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use fastckpt_format::index::{Entry, Index};
 
@@ -29,9 +29,10 @@ pub(crate) use inspect::{Inspection, Mismatch, intersection, within};
 pub use staged::LoadStager;
 
 use bytes::MemoryFile;
-use directory::{Headers, parse};
+use directory::parse;
 use inspect::Verdict;
-use staged::Destination;
+use load::Loaded;
+use staged::{Destination, StagedRead};
 
 /// How records are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +82,6 @@ impl Span {
 pub struct Archive {
     source: Source,
     index: Index,
-    /// Takes the place of `index` once a local header turned out to differ from what torch's
-    /// layout demands and yet to agree with the directory: then all of them have been read.
-    index_with_headers: OnceLock<Index>,
 }
 
 impl Archive {
@@ -104,12 +102,8 @@ impl Archive {
     /// Where it cannot be read, or is no archive.
     pub fn from_file(file: Arc<dyn File>, name: PathBuf) -> Result<Self> {
         let source = Source::new(file, name)?;
-        let index = parse(&source, Headers::WhereNeeded)?;
-        Ok(Self {
-            source,
-            index,
-            index_with_headers: OnceLock::new(),
-        })
+        let index = parse(&source)?;
+        Ok(Self { source, index })
     }
 
     /// Reads an archive that lies in memory; its records are copied out of `bytes`, which must not
@@ -130,7 +124,7 @@ impl Archive {
     /// The records.
     #[must_use]
     pub fn index(&self) -> &Index {
-        self.index_with_headers.get().unwrap_or(&self.index)
+        &self.index
     }
 
     /// Size of the file in bytes.
@@ -148,18 +142,17 @@ impl Archive {
     /// # Errors
     /// Where it is not there, cannot be read or, with `verify`, is not what was written.
     pub fn read_record(&self, name: &str, verify: bool) -> Result<Vec<u8>> {
-        self.require_headers(|index| {
-            let (position, entry) = self.find(index, name)?;
-            let selection = self.select(vec![position]);
-            let inspection = Inspection::new(index, &selection, verify);
-            let range = selection.range(entry);
-            let mut bytes = self
-                .source
-                .read_exact(range.start, in_memory(range.end - range.start))?;
-            inspection.look(range.start, &bytes);
-            bytes.drain(..in_memory(entry.payload_offset - range.start));
-            Ok((bytes, inspection.finish()))
-        })
+        let (position, entry) = self.find(name)?;
+        let selection = self.select(vec![position]);
+        let inspection = Inspection::new(&self.index, &selection, verify);
+        let range = selection.range(entry);
+        let mut bytes = self
+            .source
+            .read_exact(range.start, in_memory(range.end - range.start))?;
+        inspection.look(range.start, &bytes);
+        self.conclude(inspection.finish())?;
+        bytes.drain(..in_memory(entry.payload_offset - range.start));
+        Ok(bytes)
     }
 
     /// Reads the records `data/<key>` into private memory, in parallel; the result has the order of
@@ -176,9 +169,10 @@ impl Archive {
         options: &ReadOptions,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Span>> {
-        self.load(keys, |index, selection| {
-            load::read(&self.source, index, selection, options, observer)
-        })
+        let positions = self.positions(keys)?;
+        let selection = self.select(positions.clone());
+        let loaded = load::read(&self.source, &self.index, &selection, options, observer)?;
+        self.hand_out(&positions, &selection, loaded)
     }
 
     /// The same, but the memory is one private (copy-on-write) mapping of the whole file.
@@ -194,9 +188,10 @@ impl Archive {
         options: &ReadOptions,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Span>> {
-        self.load(keys, |index, selection| {
-            load::map(&self.source, index, selection, options, observer)
-        })
+        let positions = self.positions(keys)?;
+        let selection = self.select(positions.clone());
+        let loaded = load::map(&self.source, &self.index, &selection, options, observer)?;
+        self.hand_out(&positions, &selection, loaded)
     }
 
     /// Reads the records `data/<key>` through the buffers of `stager`; destination i is `keys[i]`.
@@ -213,26 +208,18 @@ impl Archive {
         observer: &mut dyn Observer,
         stager: &mut dyn LoadStager,
     ) -> Result<()> {
-        self.require_headers(|index| {
-            let positions = self.positions(index, keys)?;
-            let selection = self.select(positions.clone());
-            let mut destinations: Vec<_> = positions
-                .into_iter()
-                .enumerate()
-                .map(|(index, entry)| Destination { entry, index })
-                .collect();
-            destinations.sort_by_key(|to| to.entry);
-            let verdict = staged::read(
-                &self.source,
-                index,
-                &selection,
-                &destinations,
-                options,
-                observer,
-                stager,
-            )?;
-            Ok(((), verdict))
-        })
+        let positions = self.positions(keys)?;
+        let selection = self.select(positions.clone());
+        let destination = |(index, entry)| Destination { entry, index };
+        let mut destinations: Vec<_> = positions.into_iter().enumerate().map(destination).collect();
+        destinations.sort_by_key(|to| to.entry);
+        let work = StagedRead {
+            source: &self.source,
+            index: &self.index,
+            selection: &selection,
+            destinations: &destinations,
+        };
+        self.conclude(work.run(options, observer, stager)?)
     }
 
     /// Checks the CRCs of the records `data/<key>`, which nobody reads.
@@ -245,78 +232,63 @@ impl Archive {
         options: &ReadOptions,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        self.require_headers(|index| {
-            let selection = self.select(self.positions(index, keys)?);
-            let inspection = Inspection::new(index, &selection, options.verify);
-            let ranges = if options.verify {
-                selection.ranges(index)
-            } else {
-                Vec::new()
-            };
-            self.source
-                .sweep(&ranges, options.threads(), observer, &|offset, bytes| {
-                    inspection.look(offset, bytes);
-                })?;
-            Ok(((), inspection.finish()))
-        })
+        if !options.verify {
+            return Ok(());
+        }
+        let selection = self.select(self.positions(keys)?);
+        let inspection = Inspection::new(&self.index, &selection, true);
+        let ranges = selection.ranges(&self.index);
+        self.source
+            .sweep(&ranges, options.threads(), observer, &|offset, bytes| {
+                inspection.look(offset, bytes);
+            })?;
+        self.conclude(inspection.finish())
     }
 
-    /// Runs `attempt`, which also looks at the local headers. Should one of them differ from the
-    /// directory, all are read: either that says what is wrong, or another tool wrote a file that
-    /// only looks like torch's, and with the true offsets `attempt` is run once more.
-    fn require_headers<T>(
+    fn hand_out(
         &self,
-        mut attempt: impl FnMut(&Index) -> Result<(T, Verdict)>,
-    ) -> Result<T> {
-        let (mut value, mut verdict) = attempt(self.index())?;
-        if verdict.header_differs {
-            let index = parse(&self.source, Headers::All)?;
-            (value, verdict) = attempt(self.index_with_headers.get_or_init(|| index))?;
+        positions: &[usize],
+        selection: &Selection,
+        (spans, verdict): Loaded,
+    ) -> Result<Vec<Span>> {
+        self.conclude(verdict)?;
+        let span_of = |position| {
+            let found = selection
+                .entries
+                .binary_search(position)
+                .unwrap_or_else(|never| never);
+            spans[found].clone()
+        };
+        Ok(positions.iter().map(span_of).collect())
+    }
+
+    fn conclude(&self, verdict: Verdict) -> Result<()> {
+        // A bad header comes first: with it, it is not certain whose bytes were looked at.
+        if let Some(source) = verdict.bad_header {
+            return Err(self.source.malformed(source));
         }
         match verdict.mismatches.first() {
             Some(first) => Err(Error::Checksum(Box::new(self.describe(*first)))),
-            None => Ok(value),
+            None => Ok(()),
         }
     }
 
-    fn load(
-        &self,
-        keys: &[String],
-        mut attempt: impl FnMut(&Index, &Selection) -> Result<load::Loaded>,
-    ) -> Result<Vec<Span>> {
-        self.require_headers(|index| {
-            let positions = self.positions(index, keys)?;
-            let selection = self.select(positions.clone());
-            let (spans, verdict) = attempt(index, &selection)?;
-            let span_of = |position| {
-                let found = selection
-                    .entries
-                    .binary_search(position)
-                    .unwrap_or_else(|never| never);
-                spans[found].clone()
-            };
-            Ok((positions.iter().map(span_of).collect(), verdict))
-        })
-    }
-
     fn select(&self, positions: Vec<usize>) -> Selection {
-        let headers_owed = self.index_with_headers.get().is_none() && self.index.layout().is_some();
-        Selection::new(positions, headers_owed)
+        // Without torch's layout, the index has read the headers itself.
+        Selection::new(positions, self.index.layout().is_some())
     }
 
-    fn positions(&self, index: &Index, keys: &[String]) -> Result<Vec<usize>> {
-        keys.iter()
-            .map(|key| {
-                self.find(index, &format!("data/{key}"))
-                    .map(|(position, _entry)| position)
-            })
-            .collect()
+    fn positions(&self, keys: &[String]) -> Result<Vec<usize>> {
+        let position = |key| {
+            self.find(&format!("data/{key}"))
+                .map(|(position, _entry)| position)
+        };
+        keys.iter().map(position).collect()
     }
 
-    fn find<'a>(&self, index: &'a Index, name: &str) -> Result<(usize, &'a Entry)> {
-        index
-            .find(name)
-            .ok_or_else(|| self.bad_record(name, "is missing from the archive".to_owned()))
+    fn find(&self, name: &str) -> Result<(usize, &Entry)> {
+        let missing = || self.bad_record(name, "is missing from the archive".to_owned());
+        self.index.find(name).ok_or_else(missing)
     }
 
     fn bad_record(&self, record: &str, problem: String) -> Error {
@@ -328,7 +300,7 @@ impl Archive {
     }
 
     fn describe(&self, mismatch: Mismatch) -> ChecksumMismatch {
-        let entry = &self.index().entries()[mismatch.entry];
+        let entry = &self.index.entries()[mismatch.entry];
         // data.pkl has the names, so of its own damage there are none.
         let tensors = match entry.name.as_str() {
             "data.pkl" => Vec::new(),

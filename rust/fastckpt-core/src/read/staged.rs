@@ -63,56 +63,65 @@ struct Slots {
     waiting: usize,
 }
 
-/// Reads the selected records through the slots of `stager`; `destinations` is in file order.
-pub(super) fn read(
-    source: &Source,
-    index: &Index,
-    selection: &Selection,
-    destinations: &[Destination],
-    options: &ReadOptions,
-    observer: &mut dyn Observer,
-    stager: &mut dyn LoadStager,
-) -> Result<Verdict> {
-    let memories = stager.slots().to_vec();
-    let ranges = selection.ranges(index);
-    let chunks = chunks_of(&ranges, chunk_nbytes(&memories, total_nbytes(&ranges)));
-    let inspection = Inspection::new(index, selection, options.verify);
-    let slots = Mutex::new(Slots {
-        free: (0..memories.len()).collect(),
-        ..Slots::default()
-    });
-    let job = Job::new(total_nbytes(&ranges));
-    let mut attendant = Placer {
-        index,
-        destinations,
-        stager,
-        slots: &slots,
-        job: &job,
-    };
-    let outcome = job.run(
-        options.threads(),
-        chunks.len(),
-        observer,
-        Some(&mut attendant),
-        || Ok(()),
-        |(), item| {
+/// Which records go where.
+pub(super) struct StagedRead<'a> {
+    pub(super) source: &'a Source,
+    pub(super) index: &'a Index,
+    pub(super) selection: &'a Selection,
+    /// In file order.
+    pub(super) destinations: &'a [Destination],
+}
+
+impl StagedRead<'_> {
+    /// Reads the selected records through the slots of `stager`.
+    pub(super) fn run(
+        &self,
+        options: &ReadOptions,
+        observer: &mut dyn Observer,
+        stager: &mut dyn LoadStager,
+    ) -> Result<Verdict> {
+        let memories = stager.slots().to_vec();
+        let ranges = self.selection.ranges(self.index);
+        let chunks = chunks_of(&ranges, chunk_nbytes(&memories, total_nbytes(&ranges)));
+        let inspection = Inspection::new(self.index, self.selection, options.verify);
+        let slots = Mutex::new(Slots {
+            free: (0..memories.len()).collect(),
+            ..Slots::default()
+        });
+        let job = Job::new(total_nbytes(&ranges));
+        let mut attendant = Placer {
+            read: self,
+            stager,
+            slots: &slots,
+            job: &job,
+        };
+        let work = |(): &mut (), item: usize| {
             let slot = wait_for_free_slot(&job, &slots)?;
             let chunk = &chunks[item];
-            fill(source, chunk, &memories[slot], &inspection)?;
+            fill(self.source, chunk, &memories[slot], &inspection)?;
             lock(&slots).filled.push_back((slot, chunk.clone()));
             job.notify();
             Ok(())
-        },
-    );
-    // The buffers are the caller's again when this returns, however it went.
-    let placed = if outcome.is_ok() {
-        attendant.place_rest()
-    } else {
-        Ok(())
-    };
-    let released = attendant.release_all();
-    outcome.and(placed).and(released)?;
-    Ok(inspection.finish())
+        };
+        let threads = options.threads();
+        let outcome = job.run(
+            threads,
+            chunks.len(),
+            observer,
+            Some(&mut attendant),
+            || Ok(()),
+            work,
+        );
+        // The buffers are the caller's again when this returns, however it went.
+        let placed = if outcome.is_ok() {
+            attendant.place_rest()
+        } else {
+            Ok(())
+        };
+        let released = attendant.release_all();
+        outcome.and(placed).and(released)?;
+        Ok(inspection.finish())
+    }
 }
 
 /// How much one filling of a slot holds: all of it, but small enough that every slot is used twice.
@@ -160,8 +169,7 @@ fn fill(
 
 /// The calling thread's side.
 struct Placer<'a> {
-    index: &'a Index,
-    destinations: &'a [Destination],
+    read: &'a StagedRead<'a>,
     stager: &'a mut dyn LoadStager,
     slots: &'a Mutex<Slots>,
     job: &'a Job,
@@ -197,11 +205,12 @@ impl Placer<'_> {
         };
         // In flight from the first copy on, so that it is released also if a later one fails.
         lock(self.slots).in_flight.push_back(slot);
-        let entries = self.index.entries();
+        let entries = self.read.index.entries();
         let first = self
+            .read
             .destinations
             .partition_point(|to| payload_end(&entries[to.entry]) <= chunk.start);
-        for to in &self.destinations[first..] {
+        for to in &self.read.destinations[first..] {
             let entry = &entries[to.entry];
             if entry.payload_offset >= chunk.end {
                 break;

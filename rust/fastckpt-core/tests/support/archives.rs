@@ -13,10 +13,10 @@ use fastckpt_core::format::layout::{Alignment, Layout};
 /// A file with the storages' bytes under `data/0`, `data/1` ... and a pickle that has them as
 /// uint8 tensors `t0`, `t1` ...
 pub fn archive_of(storages: &[Vec<u8>], alignment: u64) -> Vec<u8> {
-    archive_with(pickle_of(storages), storages, alignment)
+    archive_with(&pickle_of(storages), storages, alignment)
 }
 
-pub fn archive_with(pickle: Vec<u8>, storages: &[Vec<u8>], alignment: u64) -> Vec<u8> {
+pub fn archive_with(pickle: &[u8], storages: &[Vec<u8>], alignment: u64) -> Vec<u8> {
     let alignment = Alignment::new(alignment).unwrap();
     let sizes: Vec<u64> = storages.iter().map(|bytes| bytes.len() as u64).collect();
     let specs = archive::record_specs(pickle.len() as u64, alignment, &sizes);
@@ -25,7 +25,7 @@ pub fn archive_with(pickle: Vec<u8>, storages: &[Vec<u8>], alignment: u64) -> Ve
     let mut written: Vec<(u32, u64)> = Vec::new();
     for (index, record) in layout.records().iter().enumerate() {
         let payload = match record.name.as_str() {
-            "data.pkl" => pickle.clone(),
+            "data.pkl" => pickle.to_vec(),
             ".data/serialization_id" => {
                 archive::serialization_id(SaveMark::default(), &written).to_vec()
             }
@@ -92,7 +92,11 @@ pub fn payload(seed: usize, nbytes: usize) -> Vec<u8> {
 }
 
 pub fn payloads(sizes: &[usize]) -> Vec<Vec<u8>> {
-    sizes.iter().enumerate().map(|(seed, &nbytes)| payload(seed, nbytes)).collect()
+    sizes
+        .iter()
+        .enumerate()
+        .map(|(seed, &nbytes)| payload(seed, nbytes))
+        .collect()
 }
 
 pub fn keys(count: usize) -> Vec<String> {

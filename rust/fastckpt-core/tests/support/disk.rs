@@ -88,8 +88,17 @@ impl Disk {
     /// A file that had `nbytes` bytes when it was opened and has only these by now.
     pub fn cut(bytes: Vec<u8>, nbytes: u64, behaviour: Behaviour) -> Self {
         let (reads, direct_reads) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let shared = Shared { bytes, nbytes, behaviour, reads, direct_reads };
-        Self { shared: Arc::new(shared), is_direct: false }
+        let shared = Shared {
+            bytes,
+            nbytes,
+            behaviour,
+            reads,
+            direct_reads,
+        };
+        Self {
+            shared: Arc::new(shared),
+            is_direct: false,
+        }
     }
 
     pub fn file(&self) -> Arc<dyn File> {
@@ -132,9 +141,9 @@ impl Disk {
             Direct::RefusedAfter(reads) => number >= reads,
         };
         let block = usize::try_from(BLOCK_NBYTES).unwrap();
-        let aligned = offset % BLOCK_NBYTES == 0
-            && buffer.len() % block == 0
-            && buffer.as_ptr().addr() % block == 0;
+        let aligned = offset.is_multiple_of(BLOCK_NBYTES)
+            && buffer.len().is_multiple_of(block)
+            && buffer.as_ptr().addr().is_multiple_of(block);
         if refused || !aligned {
             return Err(io::Error::from_raw_os_error(EINVAL));
         }
@@ -145,7 +154,14 @@ impl Disk {
 impl File for Disk {
     fn metadata(&self) -> io::Result<Metadata> {
         let nbytes = self.shared.nbytes;
-        Ok(Metadata { kind: FileKind::Regular, nbytes, mode: 0o644, uid: 0, gid: 0, links: 1 })
+        Ok(Metadata {
+            kind: FileKind::Regular,
+            nbytes,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            links: 1,
+        })
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -161,7 +177,7 @@ impl File for Disk {
         let most = self.shared.behaviour.most_per_read;
         match self.shared.behaviour.cache {
             Cache::Full => Ok(self.copy(buffer, offset, most)),
-            Cache::Striped(stripe) if (offset / stripe) % 2 == 0 => {
+            Cache::Striped(stripe) if (offset / stripe).is_multiple_of(2) => {
                 let left = usize::try_from(stripe - offset % stripe).unwrap();
                 Ok(self.copy(buffer, offset, most.min(left)))
             }
@@ -174,7 +190,10 @@ impl File for Disk {
         if self.shared.behaviour.direct == Direct::RefusedAtOpen {
             return Err(io::Error::from_raw_os_error(EINVAL));
         }
-        Ok(Arc::new(Self { shared: Arc::clone(&self.shared), is_direct: true }))
+        Ok(Arc::new(Self {
+            shared: Arc::clone(&self.shared),
+            is_direct: true,
+        }))
     }
 
     fn map(&self, _offset: u64, _nbytes: usize) -> io::Result<Mapping> {
@@ -220,7 +239,15 @@ impl Files for Disk {
         unimplemented!("reading only")
     }
 
+    fn create_directory(&self, _path: &Path) -> io::Result<()> {
+        unimplemented!("reading only")
+    }
+
     fn inspect(&self, _path: &Path) -> io::Result<Option<Metadata>> {
+        unimplemented!("reading only")
+    }
+
+    fn names(&self, _directory: &Path) -> io::Result<Vec<std::ffi::OsString>> {
         unimplemented!("reading only")
     }
 

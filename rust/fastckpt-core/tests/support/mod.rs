@@ -6,7 +6,7 @@
     reason = "each test file uses a part of this"
 )]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -122,6 +122,10 @@ impl Files for ScriptedFiles {
         self.0.step("inspect")?;
         RealFiles.inspect(path)
     }
+    fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
+        self.0.step("names")?;
+        RealFiles.names(directory)
+    }
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         self.0.step("read_link")?;
         RealFiles.read_link(path)
@@ -134,6 +138,13 @@ impl Directory for ScriptedDirectory {
             .step(if direct { "create_direct" } else { "create" })?;
         Ok(Arc::new(ScriptedFile(
             self.0.create(name, mode, direct)?,
+            Arc::clone(&self.1),
+        )))
+    }
+    fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>> {
+        self.1.step("open_at")?;
+        Ok(Arc::new(ScriptedFile(
+            self.0.open(name)?,
             Arc::clone(&self.1),
         )))
     }

@@ -1,0 +1,102 @@
+"""Checkpoint I/O for PyTorch: torch's own files, written at disk speed and checked when read.
+
+    import fastckpt
+
+    fastckpt.save(model.state_dict(), "model.pt")  # the file that torch.save writes
+    state = fastckpt.load("model.pt")              # what torch.load returns, each byte checked
+    report = fastckpt.verify("model.pt")           # reads every byte, without torch
+
+`save_checkpoint`, `load_checkpoint` and their relatives are nanochat's functions of the same
+names. Names are imported when they are first used: ``import fastckpt`` alone imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .errors import (
+    CheckpointError,
+    ChecksumError,
+    CommitUnknownError,
+    FormatError,
+    IncompleteCheckpointError,
+    MissingChecksumWarning,
+    UnsafePickleError,
+)
+
+if TYPE_CHECKING:
+    from ._load import load
+    from ._native import __version__
+    from ._save import save
+    from ._verify import FileReport, StepReport, VerifyReport, verify
+    from .nanochat import (
+        build_model,
+        find_largest_model,
+        find_last_step,
+        load_checkpoint,
+        load_model,
+        load_model_from_dir,
+        load_optimizer_state,
+        save_checkpoint,
+    )
+
+__all__ = [
+    "CheckpointError",
+    "ChecksumError",
+    "CommitUnknownError",
+    "FileReport",
+    "FormatError",
+    "IncompleteCheckpointError",
+    "MissingChecksumWarning",
+    "StepReport",
+    "UnsafePickleError",
+    "VerifyReport",
+    "__version__",
+    "build_model",
+    "find_largest_model",
+    "find_last_step",
+    "load",
+    "load_checkpoint",
+    "load_model",
+    "load_model_from_dir",
+    "load_optimizer_state",
+    "save",
+    "save_checkpoint",
+    "verify",
+]
+
+# Where each name that is imported on first use lives.
+_MODULES = {
+    "__version__": "_native",
+    "load": "_load",
+    "save": "_save",
+    **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
+    **dict.fromkeys(
+        (
+            "build_model",
+            "find_largest_model",
+            "find_last_step",
+            "load_checkpoint",
+            "load_model",
+            "load_model_from_dir",
+            "load_optimizer_state",
+            "save_checkpoint",
+        ),
+        "nanochat",
+    ),
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _MODULES[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(import_module(f".{module}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

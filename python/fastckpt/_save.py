@@ -1,0 +1,201 @@
+"""Write an object to a .pt file: the counterpart of torch.save."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
+
+import torch
+
+from ._native import Commit, write_archive_to
+from ._pickling import DEFAULT_PROTOCOL, Pickled, pickle_object
+from ._staging import StorageSaver, staged_positions
+
+# What torch.save aligns storages to where nothing else is said.
+DEFAULT_ALIGNMENT = 64
+# The padding is the extra field of a zip header, whose length has 16 bits.
+MAX_ALIGNMENT = 32768
+
+
+def save(
+    obj: object,
+    f: str | os.PathLike[str] | IO[bytes],
+    *,
+    pickle_protocol: int = DEFAULT_PROTOCOL,
+    sync: bool = True,
+    alignment: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Save an object to the file that torch.save would write.
+
+    The file equals that of torch.save (torch 2.7 and later) byte for byte, except for the
+    40-digit serialization id, which no loader reads; the same object always gives the same
+    file. Its CRCs are always there: ``torch.serialization.set_crc32_options(False)`` has no
+    effect, since taking them costs no time of its own here.
+
+    With a path, the file is written under a temporary name in the same directory and renamed
+    when it is whole. When save returns, the new file is in place and, with ``sync=True``, on the
+    disk together with its directory entry: it survives a power cut. A crash, a kill or an error
+    before that leaves whatever `f` was before, and at most a temporary file
+    (``.fastckpt-*.tmp``), which a later save removes. With ``sync=False`` that holds against a
+    kill but not against a power cut. The tensors that map the old file keep their values.
+
+    With a file object, the bytes are written in sequence from its current position on, and
+    flushed; whether they are durable is up to the owner of the file.
+
+    Inside ``torch.serialization.skip_data`` the call goes to torch.save unchanged.
+
+    Args:
+        obj: Whatever torch.save takes. Storages are read where they are: on the CPU without a
+            copy, on accelerators through bounded host buffers. They must not change meanwhile.
+        f: A path, or a binary file object that is open for writing.
+        pickle_protocol: As for torch.save.
+        sync: Whether to fsync the file and its directory.
+        alignment: Storages begin at multiples of this many bytes in the file, 1 to 32768;
+            None is torch's configuration
+            (``torch.utils.serialization.config.save.storage_alignment``), else 64.
+        threads: Number of threads that write; None chooses.
+        progress: Called with bytes done and bytes in all, in the calling thread. What it raises
+            ends the save and is raised from here.
+
+    Raises:
+        OSError: The file could not be written; `errno` and `filename` say why and which.
+        CommitUnknownError: The file is in place, but the directory could not be made durable.
+        RuntimeError: Tensors view the same memory as different dtypes.
+        ValueError: An argument is out of its range.
+
+    Everything is pickled before a file is touched: an object that cannot be pickled raises what
+    torch.save raises, and leaves no trace.
+
+    Example:
+        >>> import fastckpt, torch
+        >>> fastckpt.save({"weight": torch.zeros(2, 3)}, "/tmp/example.pt")
+        >>> torch.load("/tmp/example.pt")["weight"].shape
+        torch.Size([2, 3])
+    """
+    _check_target(f)
+    alignment_nbytes = _alignment(alignment)
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, or None to choose, not {threads}")
+    if torch.serialization._serialization_tls.skip_data:
+        torch.save(obj, f, pickle_protocol=pickle_protocol)
+        return
+    pickled = pickle_object(obj, pickle_protocol)
+    if isinstance(f, (str, os.PathLike)):
+        with Commit(sync=sync) as commit:
+            write_into(
+                commit, f, pickled, alignment=alignment_nbytes, threads=threads, progress=progress
+            )
+            commit.publish([f])
+    else:
+        _write_to_file(f, pickled, alignment_nbytes, progress)
+
+
+def write_into(
+    commit: Commit,
+    path: str | os.PathLike[str],
+    pickled: Pickled,
+    *,
+    alignment: int | None = None,
+    shards: int = 0,
+    save_id: int = 0,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Write an archive as one file of a commit, which makes it visible later.
+
+    Args:
+        commit: The open commit.
+        path: What the file will be called.
+        pickled: What it holds.
+        alignment: As for `save`.
+        shards: Number of optimizer shards in the step, for the serialization id.
+        save_id: Fourteen digits that the files of one step share, for the serialization id.
+        threads: As for `save`.
+        progress: As for `save`.
+
+    Returns:
+        Size of the file in bytes.
+    """
+    with _staging(pickled.storages) as saver:
+        return commit.write_archive(
+            path,
+            pickled.data,
+            pickled.storages,
+            alignment=_alignment(alignment),
+            shards=shards,
+            save_id=save_id,
+            stager=saver,
+            threads=threads,
+            progress=progress,
+        )
+
+
+def _write_to_file(
+    file: IO[bytes],
+    pickled: Pickled,
+    alignment: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    def write(data: memoryview) -> None:
+        # Raw files may take a part. Others return None, or a count of their own.
+        done: int | None = file.write(data)
+        while isinstance(done, int) and 0 < done < len(data):
+            data = data[done:]
+            done = file.write(data)
+
+    with _staging(pickled.storages) as saver:
+        write_archive_to(
+            write,
+            pickled.data,
+            pickled.storages,
+            alignment=alignment,
+            stager=saver,
+            progress=progress,
+        )
+    flush = getattr(file, "flush", None)
+    if flush is not None:
+        flush()
+
+
+@contextmanager
+def _staging(storages: Sequence[torch.UntypedStorage]) -> Iterator[StorageSaver | None]:
+    """Open host buffers for the storages that need them; None where all are on the CPU."""
+    if not staged_positions(storages):
+        yield None
+        return
+    with StorageSaver(storages) as saver:
+        yield saver
+
+
+def _check_target(f: Any) -> None:
+    if not isinstance(f, (str, os.PathLike)) and not callable(getattr(f, "write", None)):
+        raise AttributeError(  # noqa: TRY004 - what torch.save raises
+            "expected 'f' to be string, path, or a file-like object with a 'write' attribute, "
+            f"not {type(f).__name__}"
+        )
+
+
+def _alignment(alignment: int | None) -> int:
+    if alignment is None:
+        alignment = _configured_alignment()
+    alignment = operator.index(alignment)
+    if not 1 <= alignment <= MAX_ALIGNMENT:
+        raise ValueError(
+            f"alignment must be 1 to {MAX_ALIGNMENT} bytes, not {alignment}: "
+            "the padding must fit a zip header"
+        )
+    return alignment
+
+
+def _configured_alignment() -> int:
+    """Return the alignment that torch.save would use, in bytes; torch before 2.7 has 64 only."""
+    try:
+        from torch.utils.serialization import config
+    except ImportError:
+        return DEFAULT_ALIGNMENT
+    return int(config.save.storage_alignment)

@@ -1,0 +1,203 @@
+"""What `fastckpt.verify` finds: damages of a file, verdicts of files and steps, the report."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Checksums = Literal["all", "metadata", "none"]
+Role = Literal["model", "optimizer", "meta", "other", "directory"]
+
+
+class Status(str, enum.Enum):
+    """Verdict of a file, of a step, or of everything that was verified."""
+
+    GOOD = "good"
+    #: Its bytes are not those that were written, or are no checkpoint at all.
+    DAMAGED = "damaged"
+    #: A file of the step is missing.
+    INCOMPLETE = "incomplete"
+    #: The operating system could not read it.
+    IO_ERROR = "io_error"
+    NOT_FOUND = "not_found"
+    #: It holds no checksums, so nothing can be said about its bytes.
+    UNCHECKED = "unchecked"
+
+    def exit_code(self, *, strict: bool = False) -> int:
+        """Exit code of the command for this verdict; `strict` makes UNCHECKED a failure."""
+        if self is Status.UNCHECKED and not strict:
+            return 0
+        return _EXIT_CODES[self]
+
+
+_EXIT_CODES = {
+    Status.GOOD: 0,
+    Status.DAMAGED: 1,
+    Status.INCOMPLETE: 3,
+    Status.NOT_FOUND: 4,
+    Status.UNCHECKED: 5,
+    Status.IO_ERROR: 6,
+}
+
+# The first of these that occurs is the verdict of the whole.
+_PRECEDENCE = (
+    Status.DAMAGED,
+    Status.INCOMPLETE,
+    Status.IO_ERROR,
+    Status.NOT_FOUND,
+    Status.UNCHECKED,
+    Status.GOOD,
+)
+
+
+def worst(statuses: Iterable[Status]) -> Status:
+    """Return the verdict that wins over the others; GOOD if there are none."""
+    return min(statuses, key=_PRECEDENCE.index, default=Status.GOOD)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is wrong with a file. Offsets and sizes are in bytes.
+
+    Attributes:
+        path: The file.
+        record: The record that is damaged, e.g. "data/17"; None for a structure between records.
+        tensors: Names of the tensors that the record holds.
+        offset: First byte of the damaged record or structure.
+        nbytes: Its size. A checksum finds a damage in a record, not where in the record.
+        expected: CRC-32 that the file states, for a record.
+        found: CRC-32 of the bytes that are there, for a record.
+        detail: What is wrong, in words.
+    """
+
+    path: str
+    record: str | None
+    tensors: tuple[str, ...]
+    offset: int
+    nbytes: int
+    expected: int | None
+    found: int | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """What verifying one file found.
+
+    Attributes:
+        path: The file, as it was named or found.
+        role: What it is by its name; "directory" where a directory could not be verified.
+        status: The verdict.
+        step: Step in its name, for files named as nanochat names them.
+        rank: Rank in its name, for a shard of the optimizer.
+        nbytes: Size of the file.
+        records: Number of records in it.
+        checksums: Which records have a CRC-32: "all", "metadata" (all but tensors), or "none".
+        headers_covered: Whether the bytes between the records were compared too.
+        damages: What is wrong.
+        message: Why it could not be verified, or what was not covered.
+        seconds: Time that it took.
+    """
+
+    path: str
+    role: Role
+    status: Status
+    step: int | None = None
+    rank: int | None = None
+    nbytes: int = 0
+    records: int = 0
+    checksums: Checksums = "none"
+    headers_covered: bool = False
+    damages: tuple[Damage, ...] = ()
+    message: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What verifying the files of one step found.
+
+    Attributes:
+        directory: Where the files are.
+        step: The step.
+        status: The worst of its files, or INCOMPLETE if one is missing.
+        files: Model, meta and shards, in this order and by rank.
+        ranks: Ranks whose shards are there.
+        missing: Names of the files that should be there, e.g. "meta_000100.json".
+    """
+
+    directory: str
+    step: int
+    status: Status
+    files: tuple[FileReport, ...]
+    ranks: tuple[int, ...]
+    missing: tuple[str, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its files in bytes."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def seconds(self) -> float:
+        """Time that verifying its files took."""
+        return sum(file.seconds for file in self.files)
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `fastckpt.verify` found.
+
+    Attributes:
+        files: Every file, those of `steps` included.
+        steps: Steps of checkpoint directories, by directory and step.
+        leftovers: Temporary files of saves that were interrupted; not read, and never loaded.
+        quick: Whether only the structure was checked.
+        seconds: Time that it took.
+    """
+
+    files: tuple[FileReport, ...]
+    steps: tuple[StepReport, ...]
+    leftovers: tuple[str, ...]
+    quick: bool
+    seconds: float
+
+    @property
+    def status(self) -> Status:
+        """The verdict of the whole: the worst that was found."""
+        # A file of a step that is not there counts in its step: as incomplete.
+        in_steps = {id(file) for step in self.steps for file in step.files}
+        alone = (file.status for file in self.files if id(file) not in in_steps)
+        return worst([*alone, *(step.status for step in self.steps)])
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing wrong was found; files without checksums do not count as wrong."""
+        return self.exit_code == 0
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of `fastckpt verify` for this report (without --strict)."""
+        return self.status.exit_code()
+
+    @property
+    def damages(self) -> tuple[Damage, ...]:
+        """Everything that is wrong with any file."""
+        return tuple(damage for file in self.files for damage in file.damages)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all files in bytes."""
+        return sum(file.nbytes for file in self.files)
+
+    @property
+    def newest_good_steps(self) -> dict[str, int | None]:
+        """The newest step of each directory that is good in full, None where none is."""
+        newest: dict[str, int | None] = {step.directory: None for step in self.steps}
+        for step in self.steps:
+            best = newest[step.directory]
+            if step.status is Status.GOOD and (best is None or step.step > best):
+                newest[step.directory] = step.step
+        return newest

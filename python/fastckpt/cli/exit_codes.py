@@ -1,0 +1,11 @@
+"""Exit codes of the command that no verdict on a checkpoint decides.
+
+Those of verdicts are in `fastckpt._verify_report.Status`. Every other non-zero code is a failure.
+"""
+
+USAGE = 2
+IO_ERROR = 6
+# EX_SOFTWARE of sysexits.h. Not 1, Python's own for a traceback: that would read as "damaged".
+INTERNAL = 70
+# 128 + SIGINT, as shells report it.
+INTERRUPTED = 130

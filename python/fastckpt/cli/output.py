@@ -1,0 +1,118 @@
+"""Write results to stdout and messages to stderr.
+
+What is printed may come from a file that someone else made: control characters never reach the
+terminal as such. Colour only repeats what a word says already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of output; `label` is the word in it that takes the colour `style`."""
+
+    text: str
+    label: str = ""
+    style: str = ""
+
+
+def print_lines(lines: Iterable[Line]) -> None:
+    """Print to stdout, in colour where that is a terminal that wants it."""
+    if not _wants_colour(sys.stdout):
+        _write("".join(line.text + "\n" for line in lines))
+        return
+    # Imported only here: pipes and scripts do not wait for it.
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    for line in lines:
+        text = Text(line.text)
+        start = line.text.find(line.label)
+        if line.label and start >= 0:
+            text.stylize(line.style, start, start + len(line.label))
+        console.print(text)
+
+
+def print_document(
+    command: str | None,
+    status: str,
+    exit_code: int,
+    *,
+    report: dict[str, Any] | None = None,
+    error: dict[str, str | None] | None = None,
+) -> None:
+    """Print the one JSON document of a run to stdout.
+
+    Args:
+        command: The command, None where the command line did not name one.
+        status: The verdict, or "usage", "interrupted", "internal".
+        exit_code: What the process will exit with.
+        report: What the command found.
+        error: "message" and "hint" where the command could not do its work.
+    """
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "fastckpt": version(),
+        "command": command,
+        "status": status,
+        "exit_code": exit_code,
+        "ok": exit_code == 0,
+        "report": report,
+        "error": error,
+    }
+    _write(json.dumps(document, indent=2) + "\n")
+
+
+def print_message(kind: str, text: str) -> None:
+    """Print a message to stderr; `kind` is "error", "warning", "note" or "hint"."""
+    sys.stderr.write(f"{kind}: {text}\n")
+
+
+def version() -> str:
+    """Version of fastckpt; it stands in Cargo.toml, and the native module has it from there."""
+    from fastckpt import _native
+
+    return _native.__version__
+
+
+def printable(text: str) -> str:
+    """Escape what is not printable: control characters, and bytes of a name that are not UTF-8."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def format_nbytes(nbytes: float) -> str:
+    """Format a size in decimal units, as disks are measured."""
+    if nbytes < 1000:
+        return f"{nbytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        nbytes /= 1000
+        # 999.95 would be rounded to 1000.0.
+        if nbytes < 999.95:
+            return f"{nbytes:.1f} {unit}"
+    return f"{nbytes / 1000:.1f} TB"
+
+
+def plural(count: int, noun: str) -> str:
+    """Format a count and its noun."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _wants_colour(stream: TextIO) -> bool:
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,70 @@
+"""`fastckpt verify`: does a checkpoint hold the bytes that were written?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from fastckpt.cli.output import print_document, print_lines, print_message
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.verify_output import messages, report_document, report_lines
+
+Task = Callable[[], int]
+
+EPILOG = (
+    "Exit codes: 0 good, 1 damaged, 2 usage, 3 incomplete, 4 not found, "
+    "5 no checksums to check (with --strict), 6 I/O error, 130 interrupted. "
+    "Any other code but 0 is a failure too."
+)
+
+
+def verify(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="Files, checkpoint directories, or directories above them.",
+        ),
+    ],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Check the structure only; do not read the tensors.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail (code 5) where a file holds no checksums.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
+        ),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    ] = False,
+) -> Task:
+    """Read every byte of a checkpoint and compare it with the checksums in the file.
+
+    Finds any flipped bit of a file that torch.save or fastckpt wrote, files that are missing from
+    a step, and meta files that are no JSON. Needs neither torch nor a GPU.
+    """
+    return partial(_verify, paths, quick=quick, strict=strict, threads=threads, as_json=json)
+
+
+def _verify(
+    paths: list[str], *, quick: bool, strict: bool, threads: int | None, as_json: bool
+) -> int:
+    from fastckpt._verify import verify as verify_paths
+
+    with progress_bar("verifying") as progress:
+        report = verify_paths(paths, quick=quick, threads=threads, progress=progress)
+    status = report.status
+    exit_code = status.exit_code(strict=strict)
+    if as_json:
+        print_document("verify", status.value, exit_code, report=report_document(report))
+    else:
+        print_lines(report_lines(report))
+    for kind, text in messages(report):
+        print_message(kind, text)
+    return exit_code

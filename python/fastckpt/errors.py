@@ -1,0 +1,158 @@
+"""The exceptions of fastckpt.
+
+Failures of the operating system stay the builtin `OSError` subclasses, with `errno` and
+`filename`: a file that is not there is a `FileNotFoundError`, a full disk an `OSError` with
+`ENOSPC`. What is wrong with a checkpoint itself is a `CheckpointError`:
+
+=========================== ============================ =======================================
+exception                   is also a                    raised for
+=========================== ============================ =======================================
+`FormatError`               `RuntimeError`               bytes that are no checkpoint, or a
+                                                         damaged one
+`ChecksumError`             `RuntimeError`               bytes that are not those that were
+                                                         written
+`UnsafePickleError`         `pickle.UnpicklingError`     what ``weights_only=True`` refuses
+`IncompleteCheckpointError` `FileNotFoundError`          files of a step that are missing
+`CommitUnknownError`        `OSError`                    a save that may or may not survive a
+                                                         power cut
+=========================== ============================ =======================================
+
+The second column is what torch.load or nanochat raise in the same place (torch.load raises
+RuntimeError for most damaged archives), so that code which catches those keeps working.
+This module imports neither torch nor the native core.
+"""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+__all__ = [
+    "CheckpointError",
+    "ChecksumError",
+    "CommitUnknownError",
+    "FormatError",
+    "IncompleteCheckpointError",
+    "MissingChecksumWarning",
+    "UnsafePickleError",
+]
+
+
+class CheckpointError(Exception):
+    """Something is wrong with a checkpoint; the base of all exceptions of fastckpt.
+
+    Args:
+        message: What failed, where, and what to do.
+        path: The file or directory, if there is one.
+    """
+
+    path: str | None
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message)
+        self.path = path
+
+    def _details(self) -> dict[str, Any]:
+        """Keyword arguments that make this exception again, for pickling."""
+        return {"path": self.path}
+
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[Any, ...]]:
+        return partial(type(self), **self._details()), self.args
+
+
+class FormatError(CheckpointError, RuntimeError):
+    """The bytes are not a checkpoint, or its structure is damaged."""
+
+
+class ChecksumError(CheckpointError, RuntimeError):
+    """Bytes of a file are not those that were written, or cannot be checked.
+
+    Args:
+        message: What failed, where, and what to do.
+        path: The file.
+        record: The record in the archive, such as ``data/17``.
+        tensors: Names of the tensors that lie in the record.
+        offset: First byte of the record in the file.
+        nbytes: Length of the record in bytes.
+        expected: CRC-32 that the file has stored for the record.
+        found: CRC-32 of the bytes that are there.
+    """
+
+    record: str | None
+    tensors: list[str]
+    offset: int | None
+    nbytes: int | None
+    expected: int | None
+    found: int | None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        record: str | None = None,
+        tensors: Sequence[str] = (),
+        offset: int | None = None,
+        nbytes: int | None = None,
+        expected: int | None = None,
+        found: int | None = None,
+    ) -> None:
+        super().__init__(message, path=path)
+        self.record = record
+        self.tensors = list(tensors)
+        self.offset = offset
+        self.nbytes = nbytes
+        self.expected = expected
+        self.found = found
+
+    def _details(self) -> dict[str, Any]:
+        names = ("record", "tensors", "offset", "nbytes", "expected", "found")
+        return super()._details() | {name: getattr(self, name) for name in names}
+
+
+class UnsafePickleError(CheckpointError, pickle.UnpicklingError):
+    """The file asks for something that ``weights_only=True`` does not allow.
+
+    A refusal never falls back to ``weights_only=False``: only the caller can ask for that.
+    """
+
+
+class IncompleteCheckpointError(CheckpointError, FileNotFoundError):
+    """Files that belong to a checkpoint are missing."""
+
+    def __init__(self, message: str, *, path: str | None = None) -> None:
+        super().__init__(message, path=path)
+        self.errno = errno.ENOENT
+        self.filename = path
+
+    def __str__(self) -> str:
+        # OSError would put "[Errno 2]" in front and the file name behind.
+        return str(self.args[0])
+
+
+class CommitUnknownError(CheckpointError, OSError):
+    """A file was renamed into place, but its directory could not be made durable.
+
+    The new file is there and whole. Whether it is still there after a power cut is not known,
+    and neither is whether the one that it replaced would come back.
+
+    Args:
+        code: The `errno` of the failure.
+        message: What failed.
+        path: The file that was published.
+    """
+
+    def __init__(self, code: int, message: str, path: str | None = None) -> None:
+        # Not CheckpointError.__init__: OSError fills errno, strerror and filename by position.
+        OSError.__init__(self, code, message, path)
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[Any, ...]]:
+        return type(self), (self.errno, self.strerror, self.path)
+
+
+class MissingChecksumWarning(UserWarning):
+    """A file was loaded unchecked, because its writer had switched checksums off."""

@@ -1,0 +1,84 @@
+//! Temporary files that dead processes left behind.
+//!
+//! A temporary file is locked as long as its owner has it open, and the system lets go of the lock when the
+//! owner dies, however it dies. So one that can be locked belongs to nobody. Age says nothing: a save may
+//! be stopped for an hour and go on.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+
+use crate::error::{Error, Phase, Result};
+use crate::files::{Directory, Files};
+
+const PREFIX: &str = ".fastckpt-";
+const SUFFIX: &str = ".tmp";
+
+/// The temporary name number `number` of process `pid`. No pattern by which checkpoints are found
+/// matches it: it does not end in `.pt`.
+pub(crate) fn temp_name(pid: u32, number: u64) -> OsString {
+    format!("{PREFIX}{pid}-{number}{SUFFIX}").into()
+}
+
+/// Whether a name has the form of [`temp_name`].
+fn is_temp_name(name: &OsStr) -> bool {
+    let parts = name.to_str().and_then(|name| {
+        name.strip_prefix(PREFIX)?
+            .strip_suffix(SUFFIX)?
+            .split_once('-')
+    });
+    let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    parts.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+}
+
+/// Removes the temporary files in a directory whose owners are dead; returns their names.
+///
+/// # Errors
+/// Where the directory cannot be listed or a file in it not removed. Files that somebody else removes
+/// first, or that cannot be opened, are passed over.
+pub fn remove_stale(
+    files: &dyn Files,
+    path: &Path,
+    directory: &dyn Directory,
+) -> Result<Vec<OsString>> {
+    let mut removed = Vec::new();
+    let names = files.names(path).map_err(Error::io(Phase::List, path))?;
+    for name in names.into_iter().filter(|name| is_temp_name(name)) {
+        // Held until the name is gone: a creator that comes between sees the lock, or no name.
+        let Ok(file) = directory.open(&name) else {
+            continue;
+        };
+        if file.lock().is_err() {
+            continue;
+        }
+        match directory.unlink(&name) {
+            Ok(()) => removed.push(name),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::io(Phase::Remove, path.join(name))(error)),
+        }
+    }
+    removed.sort();
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_our_own_names_are_ours() {
+        assert!(is_temp_name(&temp_name(1, 0)));
+        assert!(is_temp_name(OsStr::new(".fastckpt-4194304-17.tmp")));
+        for other in [
+            ".fastckpt-1-0.tmp.pt",
+            ".fastckpt-1-0",
+            ".fastckpt-1.tmp",
+            ".fastckpt--0.tmp",
+            ".fastckpt-1-x.tmp",
+            "fastckpt-1-0.tmp",
+            "model_000001.pt",
+        ] {
+            assert!(!is_temp_name(OsStr::new(other)), "{other}");
+        }
+    }
+}

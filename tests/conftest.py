@@ -1,0 +1,41 @@
+"""What all tests share: where they may write, which are skipped, how much hypothesis tries."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+# Examples touch the disk, which has no steady pace: the limit for a whole test is pytest-timeout's.
+hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests that need a GPU where there is none."""
+    if not any(item.get_closest_marker("cuda") for item in items):
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device; torch sees none here")
+    for item in items:
+        if item.get_closest_marker("cuda"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def isolated_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Keep tests away from the user's checkpoints and settings; returns nanochat's base here."""
+    for name in list(os.environ):
+        if name.startswith("FASTCKPT_") or name in {"RANK", "WORLD_SIZE", "LOCAL_RANK"}:
+            monkeypatch.delenv(name)
+    base = tmp_path_factory.getbasetemp() / "nanochat-base"
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base))
+    return base
