@@ -24,13 +24,18 @@ from ._unpickling import (
     StorageRequest,
     StorageTable,
     check_size,
-    host_storage,
     missing_record,
     refusal,
     unpickle_restricted,
     unpickle_unrestricted,
 )
-from .errors import ChecksumError, FormatError, MissingChecksumWarning, UnsafePickleError
+from .errors import (
+    ChecksumError,
+    FormatError,
+    MissingChecksumWarning,
+    TorchScriptError,
+    UnsafePickleError,
+)
 
 _DATA = "data/"
 _TRUE = ("1", "y", "yes", "true")
@@ -106,7 +111,10 @@ def load(
     if _needs_torch():
         return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
     with open_source(f) as source:
-        archive = source.archive() if source.kind is Kind.ZIP else None
+        try:
+            archive = source.archive() if source.kind is Kind.ZIP else None
+        except TorchScriptError:
+            archive = None
     if archive is None or archive.kind == "torchscript":
         return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
     if archive.kind == "other":
@@ -177,9 +185,7 @@ class _Job:
         for i in on["meta"]:
             placed[i] = _meta_storage(self.archive, infos[i].key, infos[i].nbytes)
         spans = self._read(host_keys, parts.of(0))
-        placed.update(
-            (i, _exact(span, infos[i].nbytes)) for i, span in zip(host, spans, strict=True)
-        )
+        placed.update(zip(host, spans, strict=True))
         if staged:
             storages = [
                 _device_storage(infos[i].nbytes, devices[infos[i].location]) for i in staged
@@ -273,11 +279,6 @@ class _MetaStorages:
 
     def fetch(self, request: StorageRequest) -> torch.UntypedStorage:
         return _meta_storage(self._archive, request.key, request.nbytes)
-
-
-def _exact(span: Span, nbytes: int) -> Span | torch.UntypedStorage:
-    """Return storage memory of the size that the pickle says; the record may be a little longer."""
-    return span if span.nbytes == nbytes > 0 else host_storage(span, nbytes)
 
 
 def _meta_storage(archive: Archive, key: str, nbytes: int) -> torch.UntypedStorage:

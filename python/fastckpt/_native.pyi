@@ -166,7 +166,11 @@ class Commit:
     def __init__(self, *, sync: bool = True) -> None: ...
     def __enter__(self) -> Commit: ...
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
     ) -> None: ...
     def create_directory(self, path: _Path) -> None:
         """Create a directory and those above it, as far as they are missing, durably."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections import OrderedDict
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -58,6 +60,12 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
     return Pickled(data.getvalue(), pickler.storages)
 
 
+# The pickler asks for every object, twenty for each tensor: most of them are answered by their type.
+_NO_STORAGES = frozenset(
+    (int, str, tuple, dict, list, bool, float, bytes, type(None), type, FunctionType, OrderedDict)
+)
+
+
 class _StoragePickler(pickle.Pickler):
     """Replaces each storage by the tuple that torch.load expects in its place.
 
@@ -75,6 +83,8 @@ class _StoragePickler(pickle.Pickler):
         self._dtypes: dict[int, torch.dtype] = {}
 
     def persistent_id(self, obj: Any) -> tuple[str, Any, str, str, int] | None:
+        if type(obj) in _NO_STORAGES:
+            return None
         storage: torch.UntypedStorage
         if isinstance(obj, torch.storage.TypedStorage):
             storage = obj._untyped_storage

@@ -67,6 +67,10 @@ class FormatError(CheckpointError, RuntimeError):
     """The bytes are not a checkpoint, or its structure is damaged."""
 
 
+class TorchScriptError(FormatError):
+    """A TorchScript archive with compressed records; `load` hands it to torch.load."""
+
+
 class ChecksumError(CheckpointError, RuntimeError):
     """Bytes of a file are not those that were written, or cannot be checked.
 

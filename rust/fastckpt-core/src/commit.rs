@@ -78,8 +78,15 @@ impl Commit {
         match self.files.create_directory(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                // Opening says whether it is a directory (or leads to one).
-                return self.directory(path).map(drop);
+                // Opening says whether it is a directory, or leads to one.
+                return match self.directory(path) {
+                    Err(Error::Io { source, .. })
+                        if source.kind() == io::ErrorKind::NotADirectory =>
+                    {
+                        Err(Error::io(Phase::CreateDirectory, path)(error))
+                    }
+                    other => other.map(drop),
+                };
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let parent = path

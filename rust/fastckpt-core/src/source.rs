@@ -278,6 +278,13 @@ impl Source {
         Ok(Some(mapping))
     }
 
+    /// Brings a part of the mapped file in: a bad disk gives an error here, not a signal later.
+    pub(crate) fn populate(&self, mapping: &Mapping, range: &Range<u64>) -> Result<()> {
+        mapping
+            .populate(in_memory(range.start)..in_memory(range.end))
+            .map_err(self.failed(Phase::Read))
+    }
+
     fn direct(&self) -> Option<&dyn File> {
         if self.direct_is_refused.load(Ordering::Relaxed)
             || self.cache_is_unknown.load(Ordering::Relaxed)

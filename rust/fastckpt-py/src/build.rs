@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use fastckpt_format::pickle::{Dtype, Graph, Node, NodeId, Tensor};
-use pyo3::exceptions::{PyAssertionError, PyValueError};
+use pyo3::exceptions::{PyAssertionError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{
@@ -67,6 +67,8 @@ struct Torch<'py> {
 /// The memory of one storage, and the torch storage over it once a tensor has made one.
 struct Storage<'py> {
     memory: Bound<'py, PyAny>,
+    /// What the pickle says: a record may be a little longer.
+    nbytes: usize,
     made: Option<Bound<'py, PyAny>>,
 }
 
@@ -74,15 +76,17 @@ impl<'py, 'g> Builder<'py, 'g> {
     fn new(py: Python<'py>, graph: &'g Graph, storages: &Bound<'py, PyList>) -> PyResult<Self> {
         let storages = storages
             .iter()
-            .map(|memory| {
-                let made = if memory.is_instance_of::<PySpan>() {
-                    None
-                } else {
-                    Some(memory.clone())
-                };
-                Storage { memory, made }
+            .zip(graph.storages())
+            .map(|(memory, described)| {
+                let made = (!memory.is_instance_of::<PySpan>()).then(|| memory.clone());
+                let nbytes = usize::try_from(described.nbytes)?;
+                Ok(Storage {
+                    memory,
+                    nbytes,
+                    made,
+                })
             })
-            .collect();
+            .collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
             py,
             graph,
@@ -195,8 +199,13 @@ impl<'py, 'g> Builder<'py, 'g> {
         let built = if let Some(storage) = &self.storages[index].made {
             self.torch.over_storage(self.py, storage, tensor)?
         } else {
-            let span = self.storages[index].memory.cast::<PySpan>()?.clone();
-            let (built, storage) = self.torch.over_span(self.py, span.get(), tensor)?;
+            let Storage { memory, nbytes, .. } = &self.storages[index];
+            let span = memory.cast::<PySpan>()?.get();
+            if span.nbytes() < *nbytes {
+                let message = format!("a record of {} bytes, not {nbytes}", span.nbytes());
+                return Err(PyValueError::new_err(message));
+            }
+            let (built, storage) = self.torch.over_span(self.py, span, *nbytes, tensor)?;
             self.storages[index].made = Some(storage);
             built
         };
@@ -223,7 +232,10 @@ impl<'py> Torch<'py> {
         if let Some(known) = self.dtypes.get(dtype.name()) {
             return Ok(known.clone());
         }
-        let found = self.module.getattr(dtype.name())?;
+        let found = self.module.getattr(dtype.name()).map_err(|_absent| {
+            let message = format!("the installed torch has no dtype {}", dtype.name());
+            PyTypeError::new_err(message)
+        })?;
         self.dtypes.insert(dtype.name(), found.clone());
         Ok(found)
     }
@@ -234,16 +246,16 @@ impl<'py> Torch<'py> {
         &mut self,
         py: Python<'py>,
         span: &PySpan,
+        nbytes: usize,
         tensor: &Tensor,
     ) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyAny>)> {
         let itemsize = usize::try_from(tensor.dtype.itemsize())?;
-        if span.nbytes() == 0 || !span.nbytes().is_multiple_of(itemsize) {
-            let storage = self
-                .bytes_over(py, span)?
-                .call_method0(intern!(py, "untyped_storage"))?;
+        if nbytes == 0 || !nbytes.is_multiple_of(itemsize) {
+            let bytes = self.bytes_over(py, span, nbytes)?;
+            let storage = bytes.call_method0(intern!(py, "untyped_storage"))?;
             return Ok((self.over_storage(py, &storage, tensor)?, storage));
         }
-        let numel = span.nbytes() / itemsize;
+        let numel = nbytes / itemsize;
         let dtype = self.dtype(tensor.dtype)?;
         let whole = self.frombuffer(py, span, &dtype, numel)?;
         let is_whole =
@@ -265,33 +277,41 @@ impl<'py> Torch<'py> {
         tensor: &Tensor,
     ) -> PyResult<Bound<'py, PyAny>> {
         let dtype = self.dtype(tensor.dtype)?;
-        let arguments = PyDict::new(py);
-        arguments.set_item(intern!(py, "dtype"), dtype)?;
-        arguments.set_item(
-            intern!(py, "device"),
-            storage.getattr(intern!(py, "device"))?,
-        )?;
-        let empty = self
-            .module
-            .getattr(intern!(py, "empty"))?
-            .call((0,), Some(&arguments))?;
+        let device = storage.getattr(intern!(py, "device"))?;
+        let empty = self.empty(py, &dtype, device)?;
         let size = PyTuple::new(py, tensor.size.iter())?;
         let stride = PyTuple::new(py, tensor.stride.iter())?;
         empty.call_method1(intern!(py, "set_"), (storage, tensor.offset, size, stride))
     }
 
-    fn bytes_over(&mut self, py: Python<'py>, span: &PySpan) -> PyResult<Bound<'py, PyAny>> {
+    fn bytes_over(
+        &mut self,
+        py: Python<'py>,
+        span: &PySpan,
+        nbytes: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
         let dtype = self.dtype(Dtype::UInt8)?;
-        if span.nbytes() == 0 {
+        if nbytes == 0 {
             // frombuffer refuses a length of 0.
-            let arguments = PyDict::new(py);
-            arguments.set_item(intern!(py, "dtype"), dtype)?;
-            return self
-                .module
-                .getattr(intern!(py, "empty"))?
-                .call((0,), Some(&arguments));
+            return self.empty(py, &dtype, intern!(py, "cpu").to_owned().into_any());
         }
-        self.frombuffer(py, span, &dtype, span.nbytes())
+        self.frombuffer(py, span, &dtype, nbytes)
+    }
+
+    /// A tensor of no elements; the device is always said, since the caller may be in a
+    /// `with torch.device(...)`.
+    fn empty(
+        &self,
+        py: Python<'py>,
+        dtype: &Bound<'py, PyAny>,
+        device: Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let arguments = PyDict::new(py);
+        arguments.set_item(intern!(py, "dtype"), dtype)?;
+        arguments.set_item(intern!(py, "device"), device)?;
+        self.module
+            .getattr(intern!(py, "empty"))?
+            .call((0,), Some(&arguments))
     }
 
     fn frombuffer(

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use fastckpt_core::error::ChecksumMismatch;
 use fastckpt_core::{Error, Phase};
+use fastckpt_format::FormatError;
+use fastckpt_format::index::Kind;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -23,15 +25,25 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             let arguments = (errno(&source), message, path.as_os_str());
             typed(py, "CommitUnknownError", |class| class.call1(arguments))
         }
-        Error::Format { path, .. } | Error::Record { path, .. } => {
-            with_path(py, "FormatError", &message, &path)
-        }
+        Error::Format { path, source } => with_path(py, format_class(&source), &message, &path),
+        Error::Record { path, .. } => with_path(py, "FormatError", &message, &path),
         Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
         Error::Threads { source } => PyOSError::new_err((errno(&source), message)),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => PyOSError::new_err(message),
+    }
+}
+
+/// torch.jit.save compresses the code in its archives: no checkpoint, but nothing damaged either.
+fn format_class(error: &FormatError) -> &'static str {
+    match error {
+        FormatError::Compressed {
+            kind: Kind::TorchScript,
+            ..
+        } => "TorchScriptError",
+        _ => "FormatError",
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) const OWN_MAPPING_NBYTES: u64 = 4 << 20;
 /// Smaller records share mappings of at most this size: 70,000 tensors with a mapping each would
 /// exceed the number the kernel allows (`vm.max_map_count`, 65530), but one that is kept keeps
 /// its whole mapping.
-const MAX_ARENA_NBYTES: u64 = 64 << 20;
+pub(super) const MAX_ARENA_NBYTES: u64 = 64 << 20;
 
 /// Records with no more than this between them are read in one go, with what lies between: the
 /// headers and padding of their neighbours, at most 32 KiB each.

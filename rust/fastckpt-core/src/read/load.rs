@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use fastckpt_format::index::Index;
 
+use super::align::align;
 use super::extents::{Extent, Selection, cut};
 use super::inspect::{Inspection, Verdict};
 use super::{ReadOptions, Span};
@@ -72,10 +73,9 @@ pub(super) fn read(
         },
     )?;
     drop(chunks);
-    Ok((
-        spans_in(index, selection, &extents, mappings),
-        inspection.finish(),
-    ))
+    let mut spans = spans_in(index, selection, &extents, mappings);
+    align(&mut spans)?;
+    Ok((spans, inspection.finish()))
 }
 
 fn allocate_for(extent: &Extent) -> Result<Mapping> {
@@ -157,6 +157,7 @@ pub(super) fn map(
         || Ok(()),
         |(), item| {
             let chunk = &chunks[item];
+            source.populate(&memory, chunk)?;
             inspection.look(
                 chunk.start,
                 &memory.as_slice()[in_memory(chunk.start)..in_memory(chunk.end)],

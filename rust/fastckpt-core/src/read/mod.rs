@@ -16,6 +16,7 @@ use crate::job::{Observer, default_threads};
 use crate::mapping::Mapping;
 use crate::source::{Source, in_memory};
 
+mod align;
 mod bytes;
 mod decode;
 mod directory;
