@@ -64,11 +64,12 @@ fn assert_reads(archive: &Archive, storages: &[Vec<u8>], options: &ReadOptions) 
         );
         let (_, entry) = archive.index().find(&format!("data/{key}")).unwrap();
         let address = span.memory.address().addr() + span.offset;
-        assert_eq!(
-            address as u64 % BLOCK as u64,
-            entry.payload_offset % BLOCK as u64,
-            "data/{key}"
-        );
+        if entry.payload_offset % 16 == 0 {
+            let at = entry.payload_offset % BLOCK as u64;
+            assert_eq!(address as u64 % BLOCK as u64, at, "data/{key}");
+        } else {
+            assert_eq!(address % 64, 0, "data/{key} was not moved");
+        }
     }
 }
 
