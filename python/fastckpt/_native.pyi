@@ -7,12 +7,27 @@ in the calling thread with (bytes done, bytes in all); what it raises cancels th
 """
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, final
+from typing import Any, Literal, Protocol, final, type_check_only
 
 from torch import UntypedStorage
 from typing_extensions import Buffer
+
+__all__ = [
+    "Archive",
+    "Commit",
+    "Damage",
+    "FileReport",
+    "Graph",
+    "Memory",
+    "Span",
+    "StorageInfo",
+    "__version__",
+    "verify_file",
+    "write_archive_to",
+]
 
 __version__: str
 
@@ -24,7 +39,9 @@ class Memory(Buffer):
     """Private memory of the core, writable, freed when its last user lets go of it."""
 
     def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+    if sys.version_info >= (3, 12):
+        # Before, the buffer protocol has no method that Python could see.
+        def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
 class Span:
@@ -71,6 +88,7 @@ class Graph:
         Only where `outside` is None. Tensors over a `Span` share its memory.
         """
 
+@type_check_only
 class LoadStager(Protocol):
     """Moves bytes from host buffers to where the storages live."""
 
@@ -82,6 +100,7 @@ class LoadStager(Protocol):
     def release(self, slot: int) -> None:
         """Return when no copy out of buffers[slot] is under way any more."""
 
+@type_check_only
 class SaveStager(Protocol):
     """Moves bytes from where storages live to host buffers."""
 
@@ -163,7 +182,7 @@ class Commit:
     Leaving the context without `publish` removes what was written.
     """
 
-    def __init__(self, *, sync: bool = True) -> None: ...
+    def __new__(cls, *, sync: bool = True) -> Commit: ...
     def __enter__(self) -> Commit: ...
     def __exit__(
         self,

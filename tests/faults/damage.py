@@ -68,7 +68,7 @@ def outcome(path: Path | io.BytesIO, expected: Any, **options: Any) -> str:
         found = fastckpt.load(path, **options)
     except fastckpt.CheckpointError as error:
         if isinstance(path, Path):
-            assert error.path == str(path)
+            assert error.path == str(path), repr(error)
             assert str(path) in str(error)
         return type(error).__name__
     assert_same(found, expected)
