@@ -39,10 +39,10 @@ def make_state_dict() -> StateDict:
 
 def torch_save_durably(state_dict: StateDict, path: Path) -> None:
     """Save with torch so that the file survives a power cut, as fastckpt.save does by itself."""
-    with open(path, "wb") as file:
-        torch.save(state_dict, file)
-        file.flush()
-        os.fsync(file.fileno())
+    torch.save(state_dict, path)
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
 
 
 def same(state_dict: StateDict, other: StateDict) -> bool:

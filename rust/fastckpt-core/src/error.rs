@@ -108,9 +108,9 @@ impl fmt::Display for ChecksumMismatch {
         }
         write!(
             f,
-            ", bytes {} to {}: expected {:#010x}, found {:#010x}",
+            ", bytes {}-{}: expected {:#010x}, found {:#010x}",
             self.offset,
-            self.offset.saturating_add(self.nbytes),
+            (self.offset + self.nbytes).saturating_sub(1),
             self.expected,
             self.found
         )

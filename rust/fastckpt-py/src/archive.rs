@@ -1,5 +1,6 @@
 //! Loading: one open archive.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -40,8 +41,9 @@ impl PyArchive {
     }
 
     #[getter]
-    fn path(&self) -> PathBuf {
-        self.0.path().to_owned()
+    fn path(&self) -> OsString {
+        // A str in Python, where a PathBuf would be a pathlib.Path.
+        self.0.path().as_os_str().to_owned()
     }
 
     #[getter]
