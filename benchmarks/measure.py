@@ -78,25 +78,29 @@ class Result:
         return statistics.median(self.rates)
 
 
-def measure(group: Group, rounds: int, say: Callable[[str], None]) -> list[Result]:
+def measure(
+    group: Group, rounds: int, back_memory: Callable[[], None], say: Callable[[str], None]
+) -> list[Result]:
     """Run each contender once a round, in turn, so that a slow minute of the machine hits all.
 
-    One round more is run first and not counted: imports, pools and allocators.
+    One round more is run first and not counted: imports, pools and allocators. `back_memory` is
+    called right before each run, outside the time.
     """
     measured: dict[str, Result] = {}
     for number in range(rounds + 1):
         say(f"{group.name}: round {number} of {rounds}")
         for contender in group.contenders:
-            nbytes, seconds = _run_once(contender)
+            nbytes, seconds = _run_once(contender, back_memory)
             result = measured.setdefault(contender.name, Result(contender.name, nbytes, []))
             if number > 0:
                 result.seconds.append(seconds)
     return list(measured.values())
 
 
-def _run_once(contender: Contender) -> tuple[int, float]:
+def _run_once(contender: Contender, back_memory: Callable[[], None]) -> tuple[int, float]:
     contender.prepare()
     gc.collect()
+    back_memory()
     started = time.perf_counter()
     outcome = contender.run()
     seconds = time.perf_counter() - started
