@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
+from typing import IO
 
 import torch
 
@@ -22,6 +24,37 @@ _DESCRIPTOR_CRC_OFFSET = 4
 def torch_writes_current_layout() -> bool:
     """Whether the installed torch lays files out as torch 2.7 and later do, and so as we do."""
     return hasattr(torch.serialization, "_get_storage_alignment")
+
+
+def save_by_torch(
+    obj: object, f: str | os.PathLike[str] | IO[bytes], *, pickle_protocol: int = 2
+) -> None:
+    """Write the file of torch.save in the layout of torch 2.7 and later, which is ours.
+
+    torch 2.6 leaves out two records. Its own writer lays the file out with them.
+    """
+    if torch_writes_current_layout():
+        torch.save(obj, f, pickle_protocol=pickle_protocol)
+        return
+    entries = records(torch_bytes(obj, pickle_protocol=pickle_protocol))
+    first = {
+        "data.pkl": entries.pop("data.pkl"),
+        ".format_version": b"1",
+        ".storage_alignment": b"64",
+    }
+    target = os.fspath(f) if isinstance(f, os.PathLike) else f
+    with torch.serialization._open_zipfile_writer(target) as writer:
+        for name, data in (first | entries).items():
+            # The writer adds these two itself.
+            if name not in ("version", ID_RECORD):
+                writer.write_record(name, data, len(data))
+
+
+def current_bytes(obj: object, *, pickle_protocol: int = 2) -> bytes:
+    """Return the file that torch 2.7 and later write to a file object."""
+    file = io.BytesIO()
+    save_by_torch(obj, file, pickle_protocol=pickle_protocol)
+    return file.getvalue()
 
 
 def torch_bytes(obj: object, *, pickle_protocol: int = 2) -> bytes:

@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.archives import save_by_torch
 from typing_extensions import Self
 
 import fastckpt
@@ -135,17 +136,13 @@ def spy_on_commit(monkeypatch: pytest.MonkeyPatch, fail_at: str | None = None) -
     return spy
 
 
-@pytest.mark.skipif(
-    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7),
-    reason="torch before 2.7 writes other records than the torch whose files these are",
-)
 def test_files_are_those_of_torch_and_json(tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     theirs.mkdir()
     model_data, optimizer_data = make_model_data(), make_optimizer_data()
     fastckpt.save_checkpoint(ours, 100, model_data, optimizer_data, META)
-    torch.save(model_data, theirs / "model_000100.pt")
-    torch.save(optimizer_data, theirs / "optim_000100_rank0.pt")
+    save_by_torch(model_data, theirs / "model_000100.pt")
+    save_by_torch(optimizer_data, theirs / "optim_000100_rank0.pt")
     with open(theirs / "meta_000100.json", "w", encoding="utf-8") as file:
         json.dump(META, file, indent=2)
     assert names(ours) == names(theirs)

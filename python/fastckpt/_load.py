@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 import torch
 from torch.serialization import LoadEndianness
 
+from ._configuration import configured_mmap
 from ._native import Archive, Graph, Span, StorageInfo
 from ._opening import Kind, is_path, open_source
 from ._placement import MapLocation, decide, is_meta, restore_location
@@ -106,7 +107,7 @@ def load(
         torch.Size([2, 3])
     """
     weights_only = _weights_only(weights_only)
-    mmap = _configured_mmap() if mmap is None else mmap
+    mmap = configured_mmap() if mmap is None else mmap
     _check_arguments(verify, threads)
     if _needs_torch():
         return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
@@ -351,14 +352,6 @@ def _weights_only(weights_only: bool | None) -> bool:
     if weights_only is None:
         return not force_no
     return weights_only
-
-
-def _configured_mmap() -> bool:
-    try:
-        from torch.utils.serialization import config
-    except ImportError:  # torch 2.6
-        return False
-    return bool(config.load.mmap)
 
 
 def _check_arguments(verify: bool | Literal["require"], threads: int | None) -> None:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, final, type_check_only
+from typing import Any, Literal, Protocol, TypeAlias, final, type_check_only
 
 from torch import UntypedStorage
 from typing_extensions import Buffer
@@ -31,8 +31,8 @@ __all__ = [
 
 __version__: str
 
-_Path = str | os.PathLike[str]
-_Progress = Callable[[int, int], None]
+_Path: TypeAlias = str | os.PathLike[str]
+_Progress: TypeAlias = Callable[[int, int], None]
 
 @final
 class Memory(Buffer):
@@ -227,6 +227,7 @@ def write_archive_to(
     *,
     alignment: int = 64,
     stager: SaveStager | None = None,
+    threads: int | None = None,
     progress: _Progress | None = None,
 ) -> int:
     """Write one archive in sequence through a Python callable; return its size."""

@@ -89,7 +89,7 @@ def open_source(f: Any) -> Iterator[Source]:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         _refuse_irregular(os.fstat(fd).st_mode, name)
-        head = os.pread(fd, _HEAD_NBYTES, 0)
+        head = _read_head(fd, path)
         kind = Kind.SAFETENSORS if path.endswith(".safetensors") else _recognise(head, name)
         yield Source(name, kind, fd=fd)
     finally:
@@ -125,6 +125,14 @@ def _is_plain_file(file: Any) -> bool:
         file.flush()
         file = file.raw
     return type(file) is io.FileIO and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+
+
+def _read_head(fd: int, path: str) -> bytes:
+    try:
+        return os.pread(fd, _HEAD_NBYTES, 0)
+    except OSError as error:
+        error.filename = path
+        raise
 
 
 def _display_name(path: str) -> str:

@@ -10,12 +10,11 @@ from typing import IO, Any
 
 import torch
 
+from ._configuration import configured_alignment
 from ._native import Commit, write_archive_to
 from ._pickling import DEFAULT_PROTOCOL, Pickled, pickle_object
 from ._staging import StorageSaver, staged_positions
 
-# What torch.save aligns storages to where nothing else is said.
-DEFAULT_ALIGNMENT = 64
 # The padding is the extra field of a zip header, whose length has 16 bits.
 MAX_ALIGNMENT = 32768
 
@@ -182,7 +181,7 @@ def _check_target(f: Any) -> None:
 
 def _alignment(alignment: int | None) -> int:
     if alignment is None:
-        alignment = _configured_alignment()
+        alignment = configured_alignment()
     alignment = operator.index(alignment)
     if not 1 <= alignment <= MAX_ALIGNMENT:
         raise ValueError(
@@ -190,12 +189,3 @@ def _alignment(alignment: int | None) -> int:
             "the padding must fit a zip header"
         )
     return alignment
-
-
-def _configured_alignment() -> int:
-    """Return the alignment that torch.save would use, in bytes; torch before 2.7 has 64 only."""
-    try:
-        from torch.utils.serialization import config
-    except ImportError:
-        return DEFAULT_ALIGNMENT
-    return int(config.save.storage_alignment)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._weights_only_unpickler import Unpickler as RestrictedUnpickler
+from torch.utils.dlpack import from_dlpack
 
 from ._native import Span
 from ._placement import MapLocation, Restore
@@ -127,7 +128,9 @@ class HostStorages:
 def host_storage(span: Span, nbytes: int) -> torch.UntypedStorage:
     """View the first bytes of a record as a storage, sharing its memory."""
     if nbytes == 0:
-        return torch.UntypedStorage(0)
+        # Not UntypedStorage(0): that can be resized, and a pickle that sets a larger size would
+        # get memory that nobody has filled. Neither torch.load's storages nor views of ours can.
+        return from_dlpack(torch.empty(0, dtype=torch.uint8)).untyped_storage()
     tensor = torch.frombuffer(span.memory, dtype=torch.uint8, count=nbytes, offset=span.offset)
     return tensor.untyped_storage()
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 
 import pytest
-
 from tests.faults.damage import OBJECTS, SAVERS, damaged_copies
 
+CASES = [
+    pytest.param(kind, writer, marks=[pytest.mark.slow] if kind == "optimizer" else [])
+    for kind in OBJECTS
+    for writer in SAVERS
+]
 
-@pytest.mark.parametrize("writer", SAVERS)
-@pytest.mark.parametrize("kind", OBJECTS)
+
+@pytest.mark.parametrize(("kind", "writer"), CASES)
 def test_every_bit(kind: str, writer: str) -> None:
     with damaged_copies(kind, writer) as (data, path, tally):
         file = os.open(path, os.O_WRONLY)

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-
 from tests.specimens import can_save, dtypes, fill
 
 _MAX_NUMEL = 48
@@ -23,7 +22,9 @@ _MAX_NUMEL = 48
 _INTEGERS = st.one_of(
     st.integers(),
     st.integers(-(2**200), 2**200),
-    st.sampled_from([s * 2**p + d for p in (8, 16, 31, 32, 63, 64) for d in (-1, 0, 1) for s in (1, -1)]),
+    st.sampled_from(
+        [s * 2**p + d for p in (8, 16, 31, 32, 63, 64) for d in (-1, 0, 1) for s in (1, -1)]
+    ),
 )
 # Lone surrogates are text for Python and for pickle, but not UTF-8.
 _TEXT = st.text(st.characters(exclude_categories=()), max_size=8)
@@ -128,7 +129,9 @@ def _views(draw: st.DrawFn, storages: tuple[Storage, ...]) -> View:
     numel, dtype = storages[index].numel, storages[index].dtype
     size = draw(st.lists(st.integers(0, 4), max_size=4).map(tuple))
     offset = draw(st.integers(0, numel))
-    stride = draw(st.one_of(st.just(_contiguous(size)), st.tuples(*[st.integers(0, 6)] * len(size))))
+    stride = draw(
+        st.one_of(st.just(_contiguous(size)), st.tuples(*[st.integers(0, 6)] * len(size)))
+    )
     if draw(st.booleans()):
         order = draw(st.permutations(range(len(size))))
         size, stride = tuple(size[i] for i in order), tuple(stride[i] for i in order)
@@ -137,7 +140,11 @@ def _views(draw: st.DrawFn, storages: tuple[Storage, ...]) -> View:
     # Only these have gradients. Of the dtypes without a storage class of their own, torch.load
     # fails to read a tensor that requires one, though torch.save has written it.
     differentiable = dtype in _LEGACY_DTYPES and (dtype.is_floating_point or dtype.is_complex)
-    kinds = ["plain", "frozen_parameter", *(["parameter", "requires_grad"] if differentiable else [])]
+    kinds = [
+        "plain",
+        "frozen_parameter",
+        *(["parameter", "requires_grad"] if differentiable else []),
+    ]
     return View(index, size, stride, offset, draw(st.sampled_from(kinds)))
 
 

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fastckpt
 import pytest
 import torch
 from hypothesis import given, settings
-
 from tests.property.recipes import Recipe, build, identities, recipes
 from tests.specimens import assert_same, quiet
+
+import fastckpt
 
 SAVERS: list[Callable[[Any, Path], Any]] = [torch.save, fastckpt.save]
 
@@ -23,9 +23,7 @@ def ways_to_load(path: Path, *, weights_only: bool) -> Iterator[partial[Any]]:
     for mmap in (False, True):
         yield partial(torch.load, path, weights_only=weights_only, mmap=mmap)
         for verify in (True, False):
-            yield partial(
-                fastckpt.load, path, weights_only=weights_only, mmap=mmap, verify=verify
-            )
+            yield partial(fastckpt.load, path, weights_only=weights_only, mmap=mmap, verify=verify)
     for threads in (1, 2, 3, 8):
         yield partial(fastckpt.load, path, weights_only=weights_only, threads=threads)
 

@@ -7,14 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import fastckpt
 import pytest
 import torch
-from fastckpt._native import Commit
-from fastckpt._pickling import pickle_object
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.archives import (
     ID_RECORD,
     mask_serialization_id,
@@ -24,6 +20,10 @@ from tests.archives import (
 )
 from tests.property.recipes import Recipe, build, recipes
 from tests.specimens import fill, quiet
+
+import fastckpt
+from fastckpt._native import Commit
+from fastckpt._pickling import pickle_object
 
 needs_current_layout = pytest.mark.skipif(
     not torch_writes_current_layout(),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Phase, Result};
-use crate::files::{self, Directory, File, FileKind, Files, Metadata};
+use crate::files::{self, Directory, File, FileKind, Files, Metadata, or_here};
 use crate::job::{self, Observer};
 use crate::stale;
 use crate::write::{self, ArchivePlan, SaveStager, WriteOptions};
@@ -74,7 +74,7 @@ impl Commit {
     }
 
     /// Creates a directory and those above it, as far as they are missing, and makes that durable.
-    pub fn create_directory(&mut self, path: &Path) -> Result<()> {
+    pub fn create_directory(&mut self, path: &Path, observer: &mut dyn Observer) -> Result<()> {
         match self.files.create_directory(path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -94,7 +94,7 @@ impl Commit {
                     .filter(|parent| !parent.as_os_str().is_empty());
                 let parent =
                     parent.ok_or_else(|| Error::io(Phase::CreateDirectory, path)(error))?;
-                self.create_directory(parent)?;
+                self.create_directory(parent, observer)?;
                 match self.files.create_directory(path) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                         return Err(Error::io(Phase::CreateDirectory, path)(error));
@@ -106,9 +106,7 @@ impl Commit {
         }
         if self.sync {
             let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
-            parent
-                .sync()
-                .map_err(Error::io(Phase::SyncDirectory, path))?;
+            sync_directory(&parent, observer)?.map_err(Error::io(Phase::SyncDirectory, path))?;
         }
         Ok(())
     }
@@ -123,15 +121,17 @@ impl Commit {
         stager: Option<&mut dyn SaveStager>,
     ) -> Result<u64> {
         let direct = options.direct.unwrap_or(self.sync);
+        let nbytes = plan.nbytes();
         self.write(
             path,
+            nbytes,
             direct,
             observer,
             |file, temp_path, direct, observer| {
                 write::write_to_file(file, temp_path, direct, plan, options, observer, stager)
             },
         )?;
-        Ok(plan.nbytes())
+        Ok(nbytes)
     }
 
     /// Writes a small file for `path`, under a temporary name beside it.
@@ -143,6 +143,7 @@ impl Commit {
     ) -> Result<()> {
         self.write(
             path,
+            bytes.len() as u64,
             false,
             observer,
             |file, temp_path, _direct, _observer| {
@@ -154,19 +155,20 @@ impl Commit {
     fn write(
         &mut self,
         path: &Path,
+        nbytes: u64,
         direct: bool,
         observer: &mut dyn Observer,
         fill: impl FnOnce(&Arc<dyn File>, &Path, bool, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         let destination = self.resolve(path)?;
         self.sweep(&destination);
-        let (temp, direct) = TempFile::create(&destination, direct)?;
+        let (temp, direct) = TempFile::create(path, &destination, direct)?;
         fill(&temp.file, path, direct, observer)?;
         if self.sync {
             let written = Arc::clone(&temp.file);
             // One attempt: after a failed fsync the kernel forgets which pages it could not write,
             // and a second one would report success over lost data.
-            job::run_detached(observer, 0, move || written.sync())?
+            job::run_detached(observer, nbytes, move || written.sync())?
                 .map_err(Error::io(Phase::Sync, path))?;
         }
         self.pending.push(Pending {
@@ -183,8 +185,12 @@ impl Commit {
             return;
         }
         self.swept.push(destination.directory_path.clone());
-        // A directory may be writable and not readable. The save does not depend on what else is
-        // in it, so it does not fail over it.
+        // Elsewhere a lock may say nothing about the processes of other machines, which save to
+        // the same directory: their files are left alone.
+        if !destination.directory.is_local().unwrap_or(false) {
+            return;
+        }
+        // The save does not depend on what else is in the directory, so it does not fail over it.
         let _not_listed = stale::remove_stale(
             &*self.files,
             &destination.directory_path,
@@ -193,8 +199,9 @@ impl Commit {
     }
 
     /// Gives the files written for `paths` their names, in this order, and makes that durable.
-    pub fn publish(&mut self, paths: &[&Path]) -> Result<()> {
-        let mut touched: Vec<(PathBuf, Arc<dyn Directory>)> = Vec::new();
+    pub fn publish(&mut self, paths: &[&Path], observer: &mut dyn Observer) -> Result<()> {
+        // Each directory, and a file that has got its name in it.
+        let mut touched: Vec<(Destination, PathBuf)> = Vec::new();
         for path in paths {
             let position = self
                 .pending
@@ -219,19 +226,18 @@ impl Commit {
             destination
                 .directory
                 .rename(&temp.name, &destination.name)
-                .map_err(Error::io(Phase::Rename, path))?;
+                .map_err(Error::io(Phase::Rename, &path))?;
             temp.has_moved = true;
-            if !touched
-                .iter()
-                .any(|(known, _)| *known == destination.directory_path)
-            {
-                touched.push((destination.directory_path, destination.directory));
+            let is_known = |(known, _): &(Destination, PathBuf)| {
+                known.directory_path == destination.directory_path
+            };
+            if !touched.iter().any(is_known) {
+                touched.push((destination, path));
             }
         }
         if self.sync {
-            for (path, directory) in touched {
-                directory
-                    .sync()
+            for (destination, path) in touched {
+                sync_directory(&destination.directory, observer)?
                     .map_err(|source| Error::CommitUnknown { path, source })?;
             }
         }
@@ -288,11 +294,20 @@ impl Commit {
         let directory = self
             .files
             .open_directory(path)
-            .map_err(Error::io(Phase::OpenDirectory, path))?;
+            .map_err(Error::io(Phase::OpenDirectory, or_here(path)))?;
         self.directories
             .push((path.to_owned(), Arc::clone(&directory)));
         Ok(directory)
     }
+}
+
+/// Makes what has changed in a directory durable, without holding up an interruption.
+fn sync_directory(
+    directory: &Arc<dyn Directory>,
+    observer: &mut dyn Observer,
+) -> Result<io::Result<()>> {
+    let directory = Arc::clone(directory);
+    job::run_detached(observer, 0, move || directory.sync())
 }
 
 /// A file under a temporary name; removed when dropped, unless it has moved to its final one.
@@ -308,10 +323,10 @@ struct TempFile {
 impl TempFile {
     /// Creates `.fastckpt-<pid>-<n>.tmp`, locked as long as it is open: a file of this form that
     /// nobody holds locked was left by a process that died. Tells whether direct I/O is on.
-    fn create(destination: &Destination, direct: bool) -> Result<(Self, bool)> {
+    fn create(path: &Path, destination: &Destination, direct: bool) -> Result<(Self, bool)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let pid = process::id();
-        let wrap = |source| Error::io(Phase::Create, &destination.directory_path)(source);
+        let wrap = |source| Error::io(Phase::Create, path)(source);
         let mode = if destination.replaced.is_some() {
             PRIVATE_MODE
         } else {

@@ -138,7 +138,7 @@ pub enum Error {
         path.display()
     )]
     CommitUnknown {
-        /// The directory whose fsync failed.
+        /// A file that has been renamed into the directory whose fsync failed.
         path: PathBuf,
         /// The system's error, with its errno.
         source: io::Error,

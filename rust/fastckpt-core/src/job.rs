@@ -233,10 +233,16 @@ impl Job {
         }
     }
 
+    /// Attends to the workers until the last has ended, and to what they left to be done.
     fn look_after(&self, observer: &mut dyn Observer, mut attendant: Option<&mut dyn Attendant>) {
         let mut last_poll = Instant::now();
-        while self.running.load(Ordering::Acquire) > 0 {
+        loop {
+            // Asked for first: what a worker did before it ended is then seen below.
+            let running = self.running.load(Ordering::Acquire) > 0;
             if self.is_cancelled() {
+                if !running {
+                    return;
+                }
                 self.wait_for_change(false);
                 continue;
             }
@@ -245,7 +251,8 @@ impl Job {
                 .map_or(Ok(false), |attendant| attendant.attend());
             match attended {
                 Ok(true) => {}
-                Ok(false) => self.wait_for_change(attendant.is_some()),
+                Ok(false) if running => self.wait_for_change(attendant.is_some()),
+                Ok(false) => return,
                 Err(error) => self.fail(error),
             }
             if last_poll.elapsed() >= POLL_INTERVAL {

@@ -3,6 +3,10 @@
 //! A temporary file is locked as long as its owner has it open, and the system lets go of the lock when the
 //! owner dies, however it dies. So one that can be locked belongs to nobody. Age says nothing: a save may
 //! be stopped for an hour and go on.
+//!
+//! That holds where locks are seen by everybody who uses the file system, so on the file systems of one
+//! machine; see [`Directory::is_local`]. A child that was forked during a save and runs on holds the lock
+//! too: then the file is collected once the child has ended.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use fastckpt_format::framing::{self, Framing};
-use fastckpt_format::index::{Checksums, Index};
+use fastckpt_format::index::{Checksums, Index, Kind};
 
 use crate::error::{Error, Phase, Result};
 use crate::files::Files;
@@ -116,6 +116,7 @@ fn verify_archive(
     if headers_covered {
         damages.extend(gap_damages);
     }
+    damages.extend(missing_pickle(archive));
     damages.sort_by_key(|damage| damage.offset);
     Ok(FileReport {
         nbytes: archive.nbytes(),
@@ -126,9 +127,9 @@ fn verify_archive(
     })
 }
 
-impl FileReport {
-    fn unreadable(nbytes: u64, detail: String) -> Self {
-        let damage = Damage {
+impl Damage {
+    fn whole_file(nbytes: u64, detail: String) -> Self {
+        Self {
             record: None,
             tensors: Vec::new(),
             offset: 0,
@@ -136,15 +137,29 @@ impl FileReport {
             expected: None,
             found: None,
             detail,
-        };
+        }
+    }
+}
+
+impl FileReport {
+    fn unreadable(nbytes: u64, detail: String) -> Self {
         Self {
             nbytes,
             records: 0,
             checksums: Checksums::All,
             headers_covered: false,
-            damages: vec![damage],
+            damages: vec![Damage::whole_file(nbytes, detail)],
         }
     }
+}
+
+/// The damage of an archive whose records are sound, and which nothing loads.
+fn missing_pickle(archive: &Archive) -> Option<Damage> {
+    let kind = archive.index().kind();
+    (kind == Kind::Unknown).then(|| {
+        let detail = format!("the archive has no data.pkl: it is {kind}");
+        Damage::whole_file(archive.nbytes(), detail)
+    })
 }
 
 fn payload_damages(archive: &Archive, mismatches: &[Mismatch]) -> Vec<Damage> {

@@ -103,8 +103,8 @@ impl PyCommit {
 
     fn create_directory(&mut self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
         let commit = self.open()?;
-        detached(py, None, &Raised::default(), |_observer| {
-            commit.create_directory(&path)
+        detached(py, None, &Raised::default(), |observer| {
+            commit.create_directory(&path, observer)
         })
     }
 
@@ -117,9 +117,9 @@ impl PyCommit {
 
     fn publish(&mut self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<()> {
         let commit = self.open()?;
-        detached(py, None, &Raised::default(), |_observer| {
+        detached(py, None, &Raised::default(), |observer| {
             let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
-            commit.publish(&paths)
+            commit.publish(&paths, observer)
         })
     }
 }
@@ -134,7 +134,11 @@ impl PyCommit {
 
 /// Write one archive in sequence through a Python callable; return its size.
 #[pyfunction]
-#[pyo3(signature = (write, pickle, storages, *, alignment=64, stager=None, progress=None))]
+#[pyo3(signature = (write, pickle, storages, *, alignment=64, stager=None, threads=None, progress=None))]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "keyword arguments of a Python function"
+)]
 pub(crate) fn write_archive_to(
     py: Python<'_>,
     write: Py<PyAny>,
@@ -142,19 +146,24 @@ pub(crate) fn write_archive_to(
     storages: Vec<Bound<'_, PyAny>>,
     alignment: u64,
     stager: Option<&Bound<'_, PyAny>>,
+    threads: Option<NonZeroUsize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<u64> {
     let raised = Raised::default();
     let sources = Sources::new(&storages, stager, &raised)?;
     let plan = sources.plan(DEFAULT_ROOT, pickle, alignment, NO_STEP)?;
     let mut stager = sources.stager;
+    let options = WriteOptions {
+        threads,
+        ..WriteOptions::default()
+    };
     let mut sink = CallableSink {
         write,
         raised: raised.clone(),
     };
     detached(py, progress, &raised, |observer| {
         let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
-        write::write_to_sink(&mut sink, &plan, &WriteOptions::default(), observer, stager)
+        write::write_to_sink(&mut sink, &plan, &options, observer, stager)
     })?;
     Ok(plan.nbytes())
 }

@@ -22,7 +22,9 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             source,
         } => os_error(&source, &describe(phase, &source), &path),
         Error::CommitUnknown { path, source } => {
-            let arguments = (errno(&source), message, path.as_os_str());
+            let words = describe(Phase::SyncDirectory, &source);
+            let text = format!("{words}: the file has its name, but may lose it in a power cut");
+            let arguments = (errno(&source), text, path.as_os_str());
             typed(py, "CommitUnknownError", |class| class.call1(arguments))
         }
         Error::Format { path, source } => with_path(py, format_class(&source), &message, &path),

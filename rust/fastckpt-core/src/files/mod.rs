@@ -76,6 +76,8 @@ pub trait Directory: Send + Sync + fmt::Debug {
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
     /// Removes a name.
     fn unlink(&self, name: &OsStr) -> io::Result<()>;
+    /// Whether only this machine reaches the file system, so that a lock tells about every process.
+    fn is_local(&self) -> io::Result<bool>;
     /// Makes creations, renames and removals durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -108,6 +110,16 @@ pub trait File: Send + Sync + fmt::Debug {
     fn open_direct(&self) -> io::Result<Arc<dyn File>>;
     /// Maps `nbytes` bytes from `offset` (a multiple of the page size) on, privately.
     fn map(&self, offset: u64, nbytes: usize) -> io::Result<Mapping>;
+}
+
+/// The parent of a bare file name is the empty path, and means the current directory.
+#[must_use]
+pub(crate) fn or_here(path: &Path) -> &Path {
+    if path.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        path
+    }
 }
 
 /// Reads until `buffer` is full or the file ends; returns how much was read.

@@ -11,8 +11,27 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Directory, File, FileKind, Files, Metadata};
+use super::{Directory, File, FileKind, Files, Metadata, or_here};
 use crate::mapping::Mapping;
+
+/// What `statfs` says of the file systems that live on disks or in memory of this machine
+/// (`linux/magic.h`, `man 2 statfs`): ext2 to ext4, XFS, Btrfs, F2FS, bcachefs, ZFS, tmpfs, ramfs
+/// and overlayfs. Network and FUSE file systems are not among them.
+#[cfg(target_os = "linux")]
+const LOCAL_FILE_SYSTEMS: [u32; 9] = [
+    0x0000_EF53,
+    0x5846_5342,
+    0x9123_683E,
+    0xF2F5_2010,
+    0xCA45_1A4E,
+    0x2FC1_2FC1,
+    0x0102_1994,
+    0x8584_58F6,
+    0x794C_7630,
+];
+
+/// The user id that means "leave it as it is" to `chown`.
+const UNCHANGED: libc::uid_t = libc::uid_t::MAX;
 
 /// The files of this machine.
 #[derive(Debug, Clone, Copy, Default)]
@@ -65,15 +84,6 @@ impl Files for RealFiles {
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         fs::read_link(path)
-    }
-}
-
-/// The parent of a bare file name is the empty path, and means the current directory.
-fn or_here(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        path
     }
 }
 
@@ -132,6 +142,28 @@ impl Directory for RealDirectory {
         // SAFETY: `name` is a NUL-terminated string that outlives the call.
         check(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) })?;
         Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn is_local(&self) -> io::Result<bool> {
+        let mut stat = MaybeUninit::<libc::statfs>::uninit();
+        // SAFETY: `stat` is valid for writes; fstatfs fills all of it when it succeeds.
+        let stat = unsafe {
+            check(libc::fstatfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
+            stat.assume_init()
+        };
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::unnecessary_cast,
+            reason = "the numbers have 32 bits, whatever the type of the field"
+        )]
+        Ok(LOCAL_FILE_SYSTEMS.contains(&(stat.f_type as u32)))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn is_local(&self) -> io::Result<bool> {
+        Ok(false)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -241,9 +273,14 @@ impl File for RealFile {
         let now = self.metadata()?;
         if (now.uid, now.gid) != (like.uid, like.gid) {
             // Only root may give files away; for everybody else a file that they replace becomes
-            // theirs, as with any tool that renames into place.
-            // SAFETY: a plain call on an open descriptor.
-            let _refused = unsafe { libc::fchown(self.0.as_raw_fd(), like.uid, like.gid) };
+            // theirs, as with any tool that renames into place. Its group they may keep if it is
+            // one of theirs.
+            // SAFETY: plain calls on an open descriptor.
+            let _refused = unsafe {
+                let fd = self.0.as_raw_fd();
+                libc::fchown(fd, like.uid, like.gid) == 0
+                    || libc::fchown(fd, UNCHANGED, like.gid) == 0
+            };
         }
         // SAFETY: a plain call on an open descriptor.
         check(unsafe { libc::fchmod(self.0.as_raw_fd(), like.mode as libc::mode_t) })?;

@@ -21,7 +21,7 @@ const ALIGNMENT: usize = 64;
 pub(super) fn align(spans: &mut [Span]) -> Result<()> {
     let mut badly_placed: Vec<&mut Span> = spans
         .iter_mut()
-        .filter(|span| !span.offset.is_multiple_of(MIN_ALIGNMENT))
+        .filter(|span| span.nbytes > 0 && !span.offset.is_multiple_of(MIN_ALIGNMENT))
         .collect();
     let mut rest = badly_placed.as_mut_slice();
     while !rest.is_empty() {

@@ -113,13 +113,8 @@ impl StagedRead<'_> {
             work,
         );
         // The buffers are the caller's again when this returns, however it went.
-        let placed = if outcome.is_ok() {
-            attendant.place_rest()
-        } else {
-            Ok(())
-        };
         let released = attendant.release_all();
-        outcome.and(placed).and(released)?;
+        outcome.and(released)?;
         Ok(inspection.finish())
     }
 }
@@ -233,12 +228,6 @@ impl Placer<'_> {
         }
         self.job.advance(chunk.end - chunk.start);
         Ok(true)
-    }
-
-    /// What the workers filled last is still to be placed when they have ended.
-    fn place_rest(&mut self) -> Result<()> {
-        while self.place_next()? {}
-        Ok(())
     }
 
     /// Waits for every copy, also if one of them failed.

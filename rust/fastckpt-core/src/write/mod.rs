@@ -29,6 +29,9 @@ use staging::Staging;
 /// they are handed to the disk, big enough for a disk to reach its full speed.
 const CHUNK_NBYTES: usize = 2 << 20;
 
+/// All the workers' buffers together take no more than this, whatever the size of the archive.
+const MAX_BUFFERS_NBYTES: usize = 64 << 20;
+
 /// How to write. The bytes are the same whatever is chosen.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct WriteOptions {
@@ -41,9 +44,12 @@ pub struct WriteOptions {
 }
 
 impl WriteOptions {
+    /// Workers, as many as asked for, but no more than may have a buffer each.
     fn threads(&self) -> usize {
-        self.threads
-            .map_or_else(job::default_threads, NonZeroUsize::get)
+        let wanted = self
+            .threads
+            .map_or_else(job::default_threads, NonZeroUsize::get);
+        wanted.min(MAX_BUFFERS_NBYTES / self.chunk_nbytes()).max(1)
     }
 
     fn chunk_nbytes(&self) -> usize {

@@ -64,9 +64,7 @@ pub fn write_to_sink(
             job.notify();
             Ok(())
         },
-    )?;
-    while writer.attend()? {}
-    Ok(())
+    )
 }
 
 struct Queue {

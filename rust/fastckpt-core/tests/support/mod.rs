@@ -62,6 +62,8 @@ pub struct Script {
     pub fail_named: Option<(&'static str, i32)>,
     /// Writes take at most this many bytes, and every other call is interrupted first.
     pub short_writes: Option<usize>,
+    /// How long an fsync of a file takes.
+    pub slow_sync: std::time::Duration,
     pub log: Mutex<Vec<&'static str>>,
     pub interrupted: AtomicUsize,
 }
@@ -160,6 +162,10 @@ impl Directory for ScriptedDirectory {
         self.1.step("unlink")?;
         self.0.unlink(name)
     }
+    fn is_local(&self) -> io::Result<bool> {
+        self.1.step("is_local")?;
+        self.0.is_local()
+    }
     fn sync(&self) -> io::Result<()> {
         self.1.step("sync_directory")?;
         self.0.sync()
@@ -204,6 +210,7 @@ impl File for ScriptedFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.1.step("sync")?;
+        std::thread::sleep(self.1.slow_sync);
         self.0.sync()
     }
     fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
