@@ -205,6 +205,7 @@ def example_report() -> VerifyReport:
             "status": Status.GOOD,
             "nbytes": 14_200_000_000,
             "seconds": 2.5,
+            "records": 9,
             "step": step,
         }
         meta = FileReport(f"runs/d12/meta_{step:06d}.json", "meta", Status.GOOD, step, nbytes=1000)
@@ -499,3 +500,14 @@ def test_no_colour_leaves_the_words(tmp_path: Path) -> None:
     assert "DAMAGED: 1 of 2 files" in shown
     assert "\x1b[31m" not in shown
     assert "\x1b[1;31m" not in shown
+
+
+def test_bytes_that_were_not_read_are_not_said_to_be() -> None:
+    unreadable = FileReport("a.pt", "other", Status.IO_ERROR, nbytes=1_200, message="no")
+    report = VerifyReport((unreadable,), (), (), quick=False, seconds=0.1)
+    assert "every byte read" not in "\n".join(line.text for line in report_lines(report))
+
+
+def test_error_document_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", "--json", "--no-such-option", "x"]) == 2
+    assert json.loads(capsys.readouterr().out)["command"] == "verify"

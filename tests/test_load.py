@@ -774,3 +774,19 @@ def test_random_state_is_untouched() -> None:
     load_bytes(archive)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), torch.get_num_threads()) == before[1:]
+
+
+def test_text_file_object_raises(tmp_path: Path) -> None:
+    path = tmp_path / "text.pt"
+    path.write_text("some text")
+    with path.open() as file, pytest.raises(TypeError, match="mode 'rb'"):
+        fastckpt.load(file)  # type: ignore[arg-type]
+
+
+def test_default_device_does_not_matter_to_an_unpickler(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.pt"
+    torch.save({"empty": torch.empty(0), "sparse": torch.eye(3).to_sparse()}, path)
+    with torch.device("meta"):
+        loaded = fastckpt.load(path)
+    assert loaded["empty"].device.type == "cpu"
+    assert torch.equal(loaded["sparse"].to_dense(), torch.eye(3))

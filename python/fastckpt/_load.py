@@ -127,7 +127,7 @@ def load(
     if mmap and not is_path(f):
         raise ValueError("f must be a file path in order to use the mmap argument")
     _look_for_checksums(archive, verify)
-    job = _Job(archive, map_location, weights_only, mmap, verify is not False, threads, progress)
+    job = _Job(archive, map_location, weights_only, mmap, bool(verify), threads, progress)
     return job.run()
 
 
@@ -323,7 +323,7 @@ def _byte_order(archive: Archive) -> str:
 
 def _look_for_checksums(archive: Archive, verify: bool | Literal["require"]) -> None:
     """Warn, or refuse, where the writer of the file had switched its checksums off."""
-    if verify is False or archive.checksums == "all":
+    if not verify or archive.checksums == "all":
         return
     message = (
         f"{archive.path} has no checksums for its tensors (its writer switched them off: "

@@ -230,7 +230,11 @@ def write_archive_to(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> int:
-    """Write one archive in sequence through a Python callable; return its size."""
+    """Write one archive in sequence through a Python callable that takes all it is given.
+
+    Returns:
+        Size of the archive in bytes.
+    """
 
 @final
 class Damage:

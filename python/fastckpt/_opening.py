@@ -110,6 +110,8 @@ def _look_at_file(file: Any) -> Source:
     position = file.tell()
     head = file.read(_HEAD_NBYTES)
     file.seek(position)
+    if not isinstance(head, bytes):
+        raise TypeError(f"{name} is open for text: fastckpt.load needs it opened with mode 'rb'")
     found = _recognise(head, name)
     if position == 0 and found is Kind.ZIP and _is_plain_file(file):
         return Source(name, found, fd=file.fileno())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +93,7 @@ def save(
             )
             commit.publish([f])
     else:
-        _write_to_file(f, pickled, alignment_nbytes, progress)
+        _write_to_file(f, pickled, alignment_nbytes, threads, progress)
 
 
 def write_into(
@@ -138,14 +140,22 @@ def _write_to_file(
     file: IO[bytes],
     pickled: Pickled,
     alignment: int,
+    threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
+    is_raw = isinstance(file, io.RawIOBase)
+
     def write(data: memoryview) -> None:
-        # Raw files may take a part. Others return None, or a count of their own.
-        done: int | None = file.write(data)
-        while isinstance(done, int) and 0 < done < len(data):
+        while len(data) > 0:
+            done: Any = file.write(data)
+            if is_raw and not done:
+                # Only a raw file says so: it would have had to wait.
+                raise BlockingIOError(errno.EAGAIN, "the file object takes no more bytes now")
+            if not isinstance(done, int) or done >= len(data):
+                return  # Others return None, or a count of their own.
+            if done <= 0:
+                raise OSError(errno.EIO, "the file object takes no bytes", _name_of(file))
             data = data[done:]
-            done = file.write(data)
 
     with _staging(pickled.storages) as saver:
         write_archive_to(
@@ -154,11 +164,16 @@ def _write_to_file(
             pickled.storages,
             alignment=alignment,
             stager=saver,
+            threads=threads,
             progress=progress,
         )
     flush = getattr(file, "flush", None)
     if flush is not None:
         flush()
+
+
+def _name_of(file: IO[bytes]) -> str:
+    return str(getattr(file, "name", f"<{type(file).__name__}>"))
 
 
 @contextmanager

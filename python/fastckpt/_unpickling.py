@@ -130,7 +130,7 @@ def host_storage(span: Span, nbytes: int) -> torch.UntypedStorage:
     if nbytes == 0:
         # Not UntypedStorage(0): that can be resized, and a pickle that sets a larger size would
         # get memory that nobody has filled. Neither torch.load's storages nor views of ours can.
-        return from_dlpack(torch.empty(0, dtype=torch.uint8)).untyped_storage()
+        return from_dlpack(torch.empty(0, dtype=torch.uint8, device="cpu")).untyped_storage()
     tensor = torch.frombuffer(span.memory, dtype=torch.uint8, count=nbytes, offset=span.offset)
     return tensor.untyped_storage()
 

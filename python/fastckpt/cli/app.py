@@ -52,6 +52,7 @@ app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 def run(args: list[str]) -> int:
     """Run one command line; return the exit code of the process."""
     as_json = "--json" in args[: args.index("--")] if "--" in args else "--json" in args
+    command = _named_command(args)
     _escape_what_cannot_be_encoded()
     try:
         # Commands return their work, which is done here: typer has answers of its own to Ctrl-C
@@ -60,19 +61,20 @@ def run(args: list[str]) -> int:
         # After --help and --version nothing is left to do.
         return task() if callable(task) else 0
     except _UsageError as error:
-        return _fail("usage", exit_codes.USAGE, _usage_message(error), _usage_hint(args), as_json)
+        hint = _usage_hint(command)
+        return _fail(command, "usage", exit_codes.USAGE, _usage_message(error), hint, as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted", exit_codes.INTERRUPTED, "interrupted", None, as_json)
+        return _fail(command, "interrupted", exit_codes.INTERRUPTED, "interrupted", None, as_json)
     except BrokenPipeError:
         return _end_quietly()
     except OSError as error:
-        return _fail("io_error", exit_codes.IO_ERROR, str(error), None, as_json)
+        return _fail(command, "io_error", exit_codes.IO_ERROR, str(error), None, as_json)
     except Exception as error:  # the last resort: see exit_codes.INTERNAL
         message = f"{type(error).__name__}: {error}"
         hint = "this is a bug of fastckpt; FASTCKPT_TRACEBACK=1 shows where it happened"
         if os.environ.get("FASTCKPT_TRACEBACK") == "1":
             raise
-        return _fail("internal", exit_codes.INTERNAL, message, hint, as_json)
+        return _fail(command, "internal", exit_codes.INTERNAL, message, hint, as_json)
 
 
 def _escape_what_cannot_be_encoded() -> None:
@@ -83,7 +85,14 @@ def _escape_what_cannot_be_encoded() -> None:
             reconfigure(errors="backslashreplace")
 
 
-def _fail(status: str, exit_code: int, message: str, hint: str | None, as_json: bool) -> int:
+def _fail(
+    command: str | None,
+    status: str,
+    exit_code: int,
+    message: str,
+    hint: str | None,
+    as_json: bool,
+) -> int:
     """Say why there is no result, once on stderr and once in the document."""
     print_message("error", message)
     if hint:
@@ -91,7 +100,7 @@ def _fail(status: str, exit_code: int, message: str, hint: str | None, as_json: 
     if as_json:
         error = {"message": message, "hint": hint}
         try:
-            print_document(None, status, exit_code, error=error)
+            print_document(command, status, exit_code, error=error)
         except OSError:
             # stdout is what failed; stderr has the message.
             return exit_code
@@ -103,10 +112,14 @@ def _usage_message(error: Exception) -> str:
     return str(format_message()) if format_message is not None else str(error)
 
 
-def _usage_hint(args: list[str]) -> str:
-    command = next((arg for arg in args if not arg.startswith("-")), "")
-    known = {info.name for info in app.registered_commands}
-    return f"try `fastckpt {command} --help`" if command in known else "try `fastckpt --help`"
+def _named_command(args: list[str]) -> str | None:
+    """Return the command of a command line, if it names one."""
+    first = next((arg for arg in args if not arg.startswith("-")), None)
+    return first if first in {info.name for info in app.registered_commands} else None
+
+
+def _usage_hint(command: str | None) -> str:
+    return f"try `fastckpt {command} --help`" if command else "try `fastckpt --help`"
 
 
 def _end_quietly() -> int:

@@ -49,11 +49,21 @@ def _verdict_line(report: VerifyReport) -> Line:
     }[status]
     if report.nbytes == 0:
         return Line(f"{label}: {what}", label, style)
-    covered = "structure only" if report.quick else "every byte read"
+    covered = "structure only, " if report.quick else ""
+    if not report.quick and all(_was_read(file) for file in report.files):
+        covered = "every byte read, "
     size = format_nbytes(report.nbytes)
     rate = _rate(report.nbytes, report.seconds, report.quick)
     timing = f"{report.seconds:.1f} s" + (f", {rate}" if rate else "")
-    return Line(f"{label}: {what}, {size}, {covered} ({timing})", label, style)
+    line = f"{label}: {what}, {size}, {covered}".removesuffix(", ")
+    return Line(f"{line} ({timing})", label, style)
+
+
+def _was_read(file: FileReport) -> bool:
+    """Whether all its bytes were; not where it cannot be opened, or has no records that can be found."""
+    if file.status in {Status.IO_ERROR, Status.UNCHECKED, Status.NOT_FOUND}:
+        return False
+    return not file.damages or file.records > 0
 
 
 def _step_lines(steps: tuple[StepReport, ...]) -> Iterator[Line]:
@@ -145,7 +155,11 @@ def _advice_lines(report: VerifyReport) -> Iterator[Line]:
             yield Line(f"newest step of {quality} in {where}: {step}")
         else:
             yield Line(f"newest good step in {where}: {step}")
-    stepless = [file for file in report.files if file.damages and file.step is None]
+    stepless = [
+        file
+        for file in report.files
+        if file.damages and file.step is None and os.path.isfile(file.path)
+    ]
     for file in stepless:
         yield Line(f"restore {printable(file.path)} from a copy: what it held cannot be recomputed")
 

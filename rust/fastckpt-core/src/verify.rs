@@ -274,7 +274,12 @@ impl<'a> GapInspection<'a> {
         let first = self.framing.compare(gap, found)?;
         let expected = self.framing.expected(gap);
         let last = iter::zip(&*expected, found).rposition(|(expected, found)| expected != found);
-        let end = self.compared[gap].start + last.map_or(0, |last| last as u64 + 1);
+        let end = if first.expected.is_none() {
+            // All is as it should be, and then there is more.
+            self.framing.range(gap).end
+        } else {
+            self.compared[gap].start + last.map_or(0, |last| last as u64 + 1)
+        };
         Some(Difference {
             first,
             nbytes: end.saturating_sub(first.offset).max(1),
@@ -306,8 +311,12 @@ impl Difference {
         let of_record = record
             .as_ref()
             .map_or_else(String::new, |record| format!(" of {record}"));
-        let byte = |byte: Option<u8>| {
-            byte.map_or_else(|| "no byte".to_owned(), |byte| format!("byte {byte:#04x}"))
+        let difference = match (first.expected, first.found) {
+            (Some(expected), Some(found)) => {
+                format!("expected byte {expected:#04x}, found {found:#04x}")
+            }
+            (Some(_), None) => "bytes are missing".to_owned(),
+            (None, _) => format!("{nbytes} bytes too many"),
         };
         Damage {
             tensors: Vec::new(),
@@ -315,12 +324,7 @@ impl Difference {
             nbytes,
             expected: None,
             found: None,
-            detail: format!(
-                "{}{of_record}: expected {}, found {}",
-                first.region,
-                byte(first.expected),
-                byte(first.found)
-            ),
+            detail: format!("{}{of_record}: {difference}", first.region),
             record,
         }
     }

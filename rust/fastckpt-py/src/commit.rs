@@ -238,20 +238,7 @@ impl Sink for CallableSink {
     fn write(&mut self, bytes: &[u8]) -> Result<(), Stop> {
         self.raised.catch(|py| {
             let bytes = pyo3::types::PyBytes::new(py, bytes);
-            let total = bytes.len()?;
-            let mut done = 0;
-            // A raw file object may take less than it is given.
-            while done < total {
-                let view = PyMemoryView::from(&bytes)?;
-                let rest = view.get_item(pyo3::types::PySlice::new(
-                    py,
-                    isize::try_from(done)?,
-                    isize::try_from(total)?,
-                    1,
-                ))?;
-                let taken = self.write.call1(py, (rest,))?;
-                done += taken.extract::<Option<usize>>(py)?.unwrap_or(total - done);
-            }
+            self.write.call1(py, (PyMemoryView::from(&bytes)?,))?;
             Ok(())
         })
     }

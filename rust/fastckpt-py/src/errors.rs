@@ -92,15 +92,19 @@ fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
     PyOSError::new_err((errno(source), text.to_owned(), path.as_os_str().to_owned()))
 }
 
-/// The system's words for it, without Rust's "(os error 28)", and what was being done.
+/// "Invalid argument": what the core says of anything that is no regular file.
+const EINVAL: i32 = 22;
+
+/// The system's words for it, and what was being done.
 fn describe(phase: Phase, source: &io::Error) -> String {
-    let not_regular = matches!(phase, Phase::Open | Phase::Inspect)
-        && errno(source) == errno_of_invalid_argument();
     let text = source.to_string();
-    let text = if not_regular {
-        "Not a regular file"
-    } else {
-        text.split(" (os error").next().unwrap_or(&text)
+    let text = match (phase, errno(source)) {
+        (Phase::Open, EINVAL) => "Not a regular file",
+        (Phase::Inspect, EINVAL) => {
+            "Not a regular file (to write there, open it and pass the file object)"
+        }
+        // The system's words, without Rust's "(os error 28)".
+        _ => text.split(" (os error").next().unwrap_or(&text),
     };
     format!("{text}, while {phase}")
 }
@@ -109,8 +113,4 @@ fn errno(error: &io::Error) -> i32 {
     /// "Input/output error": what went wrong has no number of its own.
     const EIO: i32 = 5;
     error.raw_os_error().unwrap_or(EIO)
-}
-
-const fn errno_of_invalid_argument() -> i32 {
-    22
 }
