@@ -437,11 +437,11 @@ def test_raw_file_that_would_block_raises() -> None:
         def writable(self) -> bool:
             return True
 
-        def write(self, data: Any) -> int | None:  # type: ignore[override]
+        def write(self, data: Any) -> int | None:
             return None
 
     with pytest.raises(BlockingIOError):
-        fastckpt.save({"a": torch.zeros(3)}, Full())
+        fastckpt.save({"a": torch.zeros(3)}, Full())  # type: ignore[arg-type]
 
 
 def test_threads_do_not_change_what_a_file_object_gets() -> None:

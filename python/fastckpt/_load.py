@@ -126,7 +126,8 @@ def load(
         )
     if mmap and not is_path(f):
         raise ValueError("f must be a file path in order to use the mmap argument")
-    _look_for_checksums(archive, verify)
+    if not is_meta(map_location):
+        _look_for_checksums(archive, verify)
     job = _Job(archive, map_location, weights_only, mmap, bool(verify), threads, progress)
     return job.run()
 
