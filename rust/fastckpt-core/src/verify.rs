@@ -313,7 +313,7 @@ impl Difference {
             .map_or_else(String::new, |record| format!(" of {record}"));
         let difference = match (first.expected, first.found) {
             (Some(expected), Some(found)) => {
-                format!("expected byte {expected:#04x}, found {found:#04x}")
+                format!("expected byte {expected:#04x}, found byte {found:#04x}")
             }
             (Some(_), None) => "bytes are missing".to_owned(),
             (None, _) => format!("{nbytes} bytes too many"),
