@@ -168,3 +168,18 @@ def test_random_states_and_threads_are_untouched(
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, default)
+
+
+def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
+    """Its pages are copied only where they are written to, so they need no memory up front."""
+    memory_nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    nbytes = memory_nbytes * 3 // 2
+    hole, path = tmp_path / "hole", tmp_path / "model.pt"
+    storage = torch.UntypedStorage.from_file(str(hole), shared=True, nbytes=nbytes)
+    weight = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+    with torch.serialization.skip_data():
+        torch.save({"w": weight}, path)
+    loaded = fastckpt.load(path, mmap=True, verify=False)["w"]
+    assert loaded.shape == (nbytes,)
+    loaded[-1] = 7
+    assert (loaded[0], loaded[-1]) == (0, 7)

@@ -50,7 +50,10 @@ impl Mapping {
     /// the process (SIGBUS): that is why mapping is never the default.
     pub(crate) fn private_file(file: &fs::File, offset: u64, nbytes: usize) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        Self::map(nbytes, libc::MAP_PRIVATE, file.as_raw_fd(), offset)
+        // Without MAP_NORESERVE the system counts every page as one that may be written to, and
+        // refuses to map a file that is larger than memory.
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        Self::map(nbytes, flags, file.as_raw_fd(), offset)
     }
 
     fn map(
