@@ -237,6 +237,7 @@ def cold_group(state: StateDict, directory: Path, fio_absent: str | None) -> Gro
     contenders = [
         Contender("torch.load", lambda: torch.load(path), size, cooled),
         Contender("fastckpt.load", lambda: fastckpt.load(path), size, cooled),
+        Contender("fastckpt.load(mmap=True)", lambda: fastckpt.load(path, mmap=True), size, cooled),
         Contender("fastckpt.verify", lambda: fastckpt.verify(path), size, cooled),
         Contender("fastckpt verify (command)", verify_command, size, cooled),
     ]
@@ -274,12 +275,30 @@ def small_group(_: StateDict, directory: Path, __: str | None) -> Group:
     )
 
 
+def small_save_group(_: StateDict, directory: Path, __: str | None) -> Group:
+    state = make_small_state_dict()
+    torch_path, fast_path = directory / "small-torch.pt", directory / "small-fast.pt"
+    return Group(
+        "save-small",
+        f"Save of {_SMALL_TENSORS:,} tensors of {_SMALL_NUMEL * 4} bytes, without fsync",
+        [
+            Contender("torch.save", lambda: torch.save(state, torch_path), nbytes_of(state)),
+            Contender(
+                "fastckpt.save(sync=False)",
+                lambda: fastckpt.save(state, fast_path, sync=False),
+                nbytes_of(state),
+            ),
+        ],
+    )
+
+
 GROUPS: dict[str, Callable[[StateDict, Path, str | None], Group]] = {
     "save-durable": durable_group,
     "save-cached": cached_group,
     "load-warm": warm_group,
     "load-cold": cold_group,
     "load-small": small_group,
+    "save-small": small_save_group,
 }
 
 
