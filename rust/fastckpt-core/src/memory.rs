@@ -28,7 +28,7 @@ impl Memory {
     ///
     /// # Safety
     /// The memory must stay allocated until the last copy of this value is gone, readable, and
-    /// writable too if [`Memory::copy_from`] or [`Memory::part`] is used. (It may change meanwhile.)
+    /// writable too if [`Memory::part`] is used. (It may change meanwhile.)
     #[must_use]
     pub unsafe fn new(address: *mut u8, nbytes: usize) -> Self {
         Self { address, nbytes }
@@ -47,12 +47,6 @@ impl Memory {
     #[must_use]
     pub fn nbytes(&self) -> usize {
         self.nbytes
-    }
-
-    /// Where it begins.
-    #[must_use]
-    pub fn address(&self) -> *mut u8 {
-        self.address
     }
 
     /// Copies `into.len()` bytes from `offset` on, and returns the CRC-32 of the copy. One pass:

@@ -170,10 +170,9 @@ impl Archive {
         options: &ReadOptions,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Span>> {
-        let positions = self.positions(keys)?;
-        let selection = self.select(positions.clone());
-        let loaded = load::read(&self.source, &self.index, &selection, options, observer)?;
-        self.hand_out(&positions, &selection, loaded)
+        self.load(keys, |selection| {
+            load::read(&self.source, &self.index, selection, options, observer)
+        })
     }
 
     /// The same, but the memory is one private (copy-on-write) mapping of the whole file.
@@ -189,9 +188,19 @@ impl Archive {
         options: &ReadOptions,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Span>> {
+        self.load(keys, |selection| {
+            load::map(&self.source, &self.index, selection, options, observer)
+        })
+    }
+
+    fn load(
+        &self,
+        keys: &[String],
+        load: impl FnOnce(&Selection) -> Result<Loaded>,
+    ) -> Result<Vec<Span>> {
         let positions = self.positions(keys)?;
         let selection = self.select(positions.clone());
-        let loaded = load::map(&self.source, &self.index, &selection, options, observer)?;
+        let loaded = load(&selection)?;
         self.hand_out(&positions, &selection, loaded)
     }
 
