@@ -83,7 +83,7 @@ def test_two_dtypes_on_one_memory_are_refused_as_in_torch() -> None:
 
 def test_empty_storages_may_have_any_dtypes() -> None:
     empty = torch.empty(0)
-    pickle_object([empty, empty.view(torch.int32), torch.empty(0, dtype=torch.int8)])
+    assert_pickles_as_torch([empty, empty.view(torch.int32), torch.empty(0, dtype=torch.int8)])
 
 
 @pytest.mark.parametrize(
