@@ -273,6 +273,9 @@ def test_document_of_a_report() -> None:
         "seconds": 2.5,
         "ranks": [],
         "missing": ["meta_000900.json"],
+        "torn": [],
+        "extra": [],
+        "save_id": None,
         "files": ["runs/d12/model_000900.pt"],
     }
     assert document["files"][3]["damages"] == [

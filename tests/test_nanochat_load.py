@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastckpt
-from fastckpt.nanochat import meta as meta_module
+from fastckpt import _step_saves
 
 
 def save_with_torch(directory: Path, step: int, model_data: object, *shards: object) -> None:
@@ -165,19 +165,18 @@ def test_model_is_missed_first_then_the_shard_then_the_meta(run: Path) -> None:
     assert error.filename == str(run / meta)
     assert str(error) == (
         f"{run}/{meta} is missing: step 10 has a model but no meta "
-        "(fastckpt.load reads the model by itself; other steps here, newest first: 5)"
+        "(fastckpt.load reads the model by itself); newest good step here: 5"
     )
     error = missing(run, shard)
     assert isinstance(error, fastckpt.IncompleteCheckpointError)
     assert str(error) == (
-        f"{run}/{shard} is missing: step 10 has no optimizer state of rank 0 "
-        "(ranks that have one: 1)"
+        f"{run}/{shard} is missing: step 10 has 1 optimizer shard (ranks that have one: 1); "
+        "newest good step here: 5"
     )
     error = missing(run, model)
     assert isinstance(error, fastckpt.IncompleteCheckpointError)
     assert str(error) == (
-        f"{run}/{model} is missing: step 10 was not saved to its end "
-        "(other steps here, newest first: 5)"
+        f"{run}/{model} is missing: step 10 was not saved to its end; newest good step here: 5"
     )
 
 
@@ -192,16 +191,14 @@ def test_step_without_any_shard_says_how_to_load_it(tmp_path: Path) -> None:
         fastckpt.load_checkpoint(tmp_path, 5, "cpu", load_optimizer=True)
 
 
-def test_unknown_step_names_the_newest_steps(tmp_path: Path) -> None:
+def test_unknown_step_names_the_newest_good_step(tmp_path: Path) -> None:
     for step in range(8):
         fastckpt.save_checkpoint(tmp_path, step, {}, None, {})
     with pytest.raises(FileNotFoundError) as caught:
         fastckpt.load_checkpoint(tmp_path, 100, "cpu")
     assert type(caught.value) is FileNotFoundError
     assert caught.value.filename == str(tmp_path / "model_000100.pt")
-    assert caught.value.strerror == (
-        "no checkpoint of step 100 (other steps here, newest first: 7, 6, 5, 4, 3 and 3 more)"
-    )
+    assert caught.value.strerror == ("no checkpoint of step 100 (newest good step here: 7)")
 
 
 def test_missing_directory_is_named(tmp_path: Path) -> None:
@@ -217,7 +214,7 @@ def test_empty_directory_has_no_other_step(tmp_path: Path) -> None:
 # What is damaged.
 
 
-def test_flipped_bit_names_tensor_and_other_steps(run: Path) -> None:
+def test_flipped_bit_names_tensor_and_newest_good_step(run: Path) -> None:
     path = run / "model_000010.pt"
     data = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
@@ -228,7 +225,7 @@ def test_flipped_bit_names_tensor_and_other_steps(run: Path) -> None:
         fastckpt.load_checkpoint(run, 10, "cpu")
     assert caught.value.tensors == ["a"]
     assert str(path) in str(caught.value)
-    assert str(caught.value).endswith("; other steps here, newest first: 5")
+    assert str(caught.value).endswith("; newest good step here: 5")
 
 
 @pytest.mark.parametrize("name", ["model_000010.pt", "optim_000010_rank0.pt"])
@@ -255,11 +252,12 @@ def test_truncated_file_is_named(run: Path, name: str) -> None:
 def test_meta_that_is_not_json_is_refused(run: Path, content: bytes, reason: str) -> None:
     path = run / "meta_000010.json"
     path.write_bytes(content)
+    (run / "manifest_000010.json").unlink()
     with pytest.raises(fastckpt.FormatError) as caught:
         fastckpt.load_checkpoint(run, 10, "cpu")
     assert str(caught.value).startswith(f"{path} is not a meta file: ")
     assert reason in str(caught.value)
-    assert str(caught.value).endswith("other steps here, newest first: 5")
+    assert str(caught.value).endswith("newest good step here: 5")
     assert caught.value.path == str(path)
     assert caught.value.__cause__ is not None
 
@@ -277,18 +275,32 @@ def test_meta_that_is_not_json_is_refused(run: Path, content: bytes, reason: str
     ],
 )
 def test_meta_is_read_as_json_reads_it(run: Path, content: bytes) -> None:
+    (run / "manifest_000010.json").unlink()
     (run / "meta_000010.json").write_bytes(content)
     assert fastckpt.load_checkpoint(run, 10, "cpu")[2] == json.loads(content)
 
 
 def test_meta_over_the_cap_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meta_module, "MAX_META_NBYTES", 100)
+    monkeypatch.setattr(_step_saves, "META_NBYTES_MAX", 100)
+    (run / "manifest_000010.json").unlink()
     path = run / "meta_000010.json"
     path.write_bytes(b"[" + b" " * 98 + b"]")
     assert fastckpt.load_checkpoint(run, 10, "cpu")[2] == []
     path.write_bytes(b"[" + b" " * 99 + b"]")
     with pytest.raises(fastckpt.FormatError, match="101 bytes, more than 100"):
         fastckpt.load_checkpoint(run, 10, "cpu")
+
+
+def test_a_meta_that_was_changed_is_refused(run: Path) -> None:
+    path = run / "meta_000010.json"
+    path.write_bytes(path.read_bytes().replace(b"10", b"11"))
+    with pytest.raises(fastckpt.ChecksumError, match="not the file that was saved") as caught:
+        fastckpt.load_checkpoint(run, 10, "cpu")
+    assert caught.value.path == str(path)
+    assert "delete the manifest" in str(caught.value)
+    assert [damage.path for damage in fastckpt.verify(run).damages] == [str(path)]
+    (run / "manifest_000010.json").unlink()
+    assert fastckpt.load_checkpoint(run, 10, "cpu")[2] == {"step": 11}
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])

@@ -114,10 +114,10 @@ class CommitSpy:
         if self.fail_at == f"{verb} {call[1][0]}":
             raise OSError(5, "seeded failure", os.fspath(paths[0]))
 
-    def create_directory(self, path: Any) -> None:
-        self.commit.create_directory(path)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.commit, name)
 
-    def write_archive(self, path: Any, *args: Any, **kwargs: Any) -> int:
+    def write_archive(self, path: Any, *args: Any, **kwargs: Any) -> _native.Written:
         self._note("write", [path])
         return self.commit.write_archive(path, *args, **kwargs)
 
@@ -145,7 +145,7 @@ def test_files_are_those_of_torch_and_json(tmp_path: Path) -> None:
     save_by_torch(optimizer_data, theirs / "optim_000100_rank0.pt")
     with open(theirs / "meta_000100.json", "w", encoding="utf-8") as file:
         json.dump(META, file, indent=2)
-    assert names(ours) == names(theirs)
+    assert names(ours) == ["manifest_000100.json", *names(theirs)]
     assert (ours / "meta_000100.json").read_bytes() == (theirs / "meta_000100.json").read_bytes()
     for name in ("model_000100.pt", "optim_000100_rank0.pt"):
         assert without_serialization_id(ours / name) == without_serialization_id(theirs / name)
@@ -237,10 +237,10 @@ def test_each_line_is_logged_when_its_file_is_there(tmp_path: Path) -> None:
         "Saved metadata",
         "Saved model parameters",
     ]
-    shard_and_meta = {"meta_000001.json", "optim_000001_rank0.pt"}
-    assert shard_and_meta <= set(seen[0][1])
+    first = {"manifest_000001.json", "meta_000001.json", "optim_000001_rank0.pt"}
+    assert first <= set(seen[0][1])
     assert "model_000001.pt" not in seen[1][1]
-    assert seen[2][1] == sorted([*shard_and_meta, "model_000001.pt"])
+    assert seen[2][1] == sorted([*first, "model_000001.pt"])
 
 
 def test_higher_rank_saves_its_shard_alone(
@@ -261,7 +261,7 @@ def test_higher_rank_without_optimizer_leaves_no_trace(tmp_path: Path) -> None:
 
 def test_master_without_optimizer_saves_model_and_meta(tmp_path: Path) -> None:
     fastckpt.save_checkpoint(str(tmp_path), 5, {}, None, {"model_config": {}})
-    assert names(tmp_path) == ["meta_000005.json", "model_000005.pt"]
+    assert names(tmp_path) == ["manifest_000005.json", "meta_000005.json", "model_000005.pt"]
 
 
 def test_empty_optimizer_state_is_saved(tmp_path: Path) -> None:
@@ -281,7 +281,8 @@ def test_empty_optimizer_state_is_saved(tmp_path: Path) -> None:
 )
 def test_steps_are_padded_to_six_digits(tmp_path: Path, step: Any, digits: str) -> None:
     fastckpt.save_checkpoint(tmp_path, step, {}, {}, {}, rank=np.int64(0))
-    expected = [f"meta_{digits}.json", f"model_{digits}.pt", f"optim_{digits}_rank0.pt"]
+    expected = [f"manifest_{digits}.json", f"meta_{digits}.json"]
+    expected += [f"model_{digits}.pt", f"optim_{digits}_rank0.pt"]
     assert names(tmp_path) == expected
     assert fastckpt.load_checkpoint(tmp_path, step, "cpu", True) == ({}, {}, {})
     assert fastckpt.find_last_step(tmp_path) == int(step)
@@ -294,7 +295,7 @@ def test_existing_files_are_replaced_and_keep_their_mode(tmp_path: Path) -> None
     model_data, optimizer_data, meta = fastckpt.load_checkpoint(tmp_path, 5, "cpu", True)
     assert torch.equal(model_data["a"], torch.ones(2))
     assert (optimizer_data, meta) == ({"state": {1: 2}}, {"new": 1})
-    assert len(names(tmp_path)) == 3
+    assert len(names(tmp_path)) == 4
     assert (tmp_path / "model_000005.pt").stat().st_mode & 0o777 == 0o640
 
 
@@ -345,9 +346,11 @@ def test_everything_is_written_before_anything_is_published(
 ) -> None:
     spy = spy_on_commit(monkeypatch)
     fastckpt.save_checkpoint(tmp_path, 5, {}, {}, {})
-    shard, meta, model = "optim_000005_rank0.pt", "meta_000005.json", "model_000005.pt"
-    assert sorted(spy.calls[:3]) == [("write", (meta,)), ("write", (model,)), ("write", (shard,))]
-    assert spy.calls[3:] == [("publish", (shard, meta)), ("publish", (model,))]
+    shard, manifest = "optim_000005_rank0.pt", "manifest_000005.json"
+    meta, model = "meta_000005.json", "model_000005.pt"
+    written = sorted(spy.calls[:4])
+    assert written == [("write", (name,)) for name in (manifest, meta, model, shard)]
+    assert spy.calls[4:] == [("publish", (shard, manifest, meta)), ("publish", (model,))]
 
 
 @pytest.mark.parametrize(
@@ -387,6 +390,7 @@ def test_step_is_not_found_until_its_model_is_published(
         fastckpt.save_checkpoint(tmp_path, 6, {}, {}, {})
     assert fastckpt.find_last_step(tmp_path) == 5
     assert [name for name in names(tmp_path) if "000006" in name] == [
+        "manifest_000006.json",
         "meta_000006.json",
         "optim_000006_rank0.pt",
     ]

@@ -317,7 +317,7 @@ def test_a_huge_meta_is_not_read(tmp_path: Path) -> None:
     path.touch()
     os.truncate(path, 1 << 40)
     (damage,) = fastckpt.verify(path).damages
-    assert damage.detail.startswith("1099511627776 bytes is no size of a meta file")
+    assert "it has 1099511627776 bytes, more than 67108864" in damage.detail
 
 
 # Steps
@@ -378,7 +378,7 @@ def test_a_rank_of_any_size_ends_soon(tmp_path: Path) -> None:
     (step,) = fastckpt.verify(tmp_path, quick=True).steps
     assert len(step.missing) == 9
     assert step.missing[0] == "optim_000001_rank0.pt"
-    assert step.missing[-1] == f"optim_000001_rank*.pt ({10**17 - 8} ranks below {10**17})"
+    assert step.missing[-1] == f"optim_000001_rank*.pt of {10**17 - 8} more ranks"
 
 
 @given(

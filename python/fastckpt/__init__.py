@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from ._save import save
     from ._verify import FileReport, StepReport, VerifyReport, verify
     from .nanochat import (
+        barrier_commit,
         build_model,
         find_largest_model,
+        find_last_good_step,
         find_last_step,
         load_checkpoint,
         load_model,
@@ -53,8 +55,10 @@ __all__ = [
     "UnsafePickleError",
     "VerifyReport",
     "__version__",
+    "barrier_commit",
     "build_model",
     "find_largest_model",
+    "find_last_good_step",
     "find_last_step",
     "load",
     "load_checkpoint",
@@ -74,8 +78,10 @@ _MODULES = {
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(
         (
+            "barrier_commit",
             "build_model",
             "find_largest_model",
+            "find_last_good_step",
             "find_last_step",
             "load_checkpoint",
             "load_model",

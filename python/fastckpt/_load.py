@@ -109,7 +109,7 @@ def load(
     weights_only = _weights_only(weights_only)
     mmap = configured_mmap() if mmap is None else mmap
     _check_arguments(verify, threads)
-    if _needs_torch():
+    if needs_torch():
         return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
     with open_source(f) as source:
         try:
@@ -118,14 +118,36 @@ def load(
             archive = None
     if archive is None or archive.kind == "torchscript":
         return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
+    if mmap and not is_path(f):
+        raise ValueError("f must be a file path in order to use the mmap argument")
+    return load_archive(
+        archive,
+        map_location,
+        weights_only=weights_only,
+        mmap=mmap,
+        verify=verify,
+        threads=threads,
+        progress=progress,
+    )
+
+
+def load_archive(
+    archive: Archive,
+    map_location: MapLocation = None,
+    *,
+    weights_only: bool = True,
+    mmap: bool = False,
+    verify: bool | Literal["require"] = True,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Load the object of an archive that is open; for arguments and errors see `load`."""
     if archive.kind == "other":
         raise FormatError(
             f"{archive.path} is a zip archive without a data.pkl: torch.save has not written it "
             "(a .pt2 or torch.package archive? those have loaders of their own)",
             path=archive.path,
         )
-    if mmap and not is_path(f):
-        raise ValueError("f must be a file path in order to use the mmap argument")
     if not is_meta(map_location):
         _look_for_checksums(archive, verify)
     job = _Job(archive, map_location, weights_only, mmap, bool(verify), threads, progress)
@@ -336,7 +358,7 @@ def _look_for_checksums(archive: Archive, verify: bool | Literal["require"]) -> 
             "adds them.",
             path=archive.path,
         )
-    warnings.warn(f"{message}. Save it again to add them.", MissingChecksumWarning, stacklevel=3)
+    warnings.warn(f"{message}. Save it again to add them.", MissingChecksumWarning, stacklevel=4)
 
 
 def _weights_only(weights_only: bool | None) -> bool:
@@ -362,7 +384,7 @@ def _check_arguments(verify: bool | Literal["require"], threads: int | None) -> 
         raise ValueError(f"threads must be at least 1, or None to choose, not {threads}")
 
 
-def _needs_torch() -> bool:
+def needs_torch() -> bool:
     """Whether a mode is active in which torch.load makes tensors without data."""
     fake = torch._guards.detect_fake_mode(None) is not None
     return fake or torch.serialization._serialization_tls.skip_data

@@ -22,9 +22,13 @@ __all__ = [
     "FileReport",
     "Graph",
     "Memory",
+    "SaveMark",
     "Span",
     "StorageInfo",
+    "Written",
     "__version__",
+    "archive_nbytes",
+    "remove_stale",
     "verify_file",
     "write_archive_to",
 ]
@@ -116,6 +120,17 @@ class SaveStager(Protocol):
         """Return when the bytes asked for last are in buffers[slot]."""
 
 @final
+class SaveMark:
+    """Which save made a file: the first half of its serialization id."""
+
+    @property
+    def shards(self) -> int:
+        """Number of optimizer shards of the step."""
+    @property
+    def save_id(self) -> int:
+        """What the files of one save share; 0 for a file that belongs to no step."""
+
+@final
 class Archive:
     """One .pt file that is open for reading; its directory has been checked."""
 
@@ -136,6 +151,12 @@ class Archive:
     @property
     def checksums(self) -> Literal["all", "metadata", "none"]:
         """Which records have a CRC: all, all but those under data/, or none."""
+    @property
+    def save_mark(self) -> SaveMark | None:
+        """Which save made the file, read and checked when asked for; None if another writer made it."""
+    @property
+    def content_hash(self) -> str | None:
+        """Second half of the serialization id, 20 digits, read and checked when asked for."""
     def names(self) -> list[str]:
         """Records in file order, without the root folder, e.g. "data/17"."""
     def record_offset(self, name: str) -> int: ...
@@ -176,6 +197,17 @@ class Archive:
         """Check the CRC of records that nobody reads."""
 
 @final
+class Written:
+    """What is known of an archive once it is written."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+    @property
+    def content_hash(self) -> str:
+        """Second half of its serialization id: 20 digits, a hash over the CRCs of its records."""
+
+@final
 class Commit:
     """Files that are written under temporary names and then made visible, in the order asked for.
 
@@ -193,6 +225,8 @@ class Commit:
     ) -> None: ...
     def create_directory(self, path: _Path) -> None:
         """Create a directory and those above it, as far as they are missing, durably."""
+    def require_space(self, directory: _Path, nbytes: int) -> None:
+        """Raise OSError (ENOSPC), with both figures, where fewer than nbytes bytes are free."""
     def write_archive(
         self,
         path: _Path,
@@ -207,16 +241,24 @@ class Commit:
         progress: _Progress | None = None,
         chunk_nbytes: int | None = None,
         direct: bool | None = None,
-    ) -> int:
-        """Write one .pt file beside `path`, under a temporary name; return its size.
+    ) -> Written:
+        """Write one .pt file beside `path`, under a temporary name.
 
         `sync` of the constructor: the file has been fsynced on return. `direct`: O_DIRECT where
         the file system has it (None: where sync is True).
         """
     def write_bytes(self, path: _Path, data: bytes) -> None:
         """Write a small file beside `path`, under a temporary name."""
+    def keep(self, path: _Path, kept: str) -> bool:
+        """Give the file at `path` the hidden name `kept` too; False where there is none.
+
+        False also where `path` is a symbolic link out of its directory. Without hard links the file
+        is renamed to `kept`, and back if nothing is published.
+        """
     def publish(self, paths: Sequence[_Path]) -> None:
-        """Rename to `paths` in this order, then fsync the directories."""
+        """Rename to `paths` in this order, then fsync the directories; what was kept is durable before."""
+    def discard(self, directory: _Path, names: Sequence[str]) -> None:
+        """Fsync the directory, then remove hidden names (.fastckpt-*) from it; missing ones are passed over."""
     def abort(self) -> None:
         """Remove what was not published."""
 
@@ -234,6 +276,19 @@ def write_archive_to(
 
     Returns:
         Size of the archive in bytes.
+    """
+
+def archive_nbytes(
+    path: _Path, pickle_nbytes: int, storage_nbytes: Sequence[int], *, alignment: int = 64
+) -> int:
+    """Exact size of the file that `Commit.write_archive` would write for this path."""
+
+def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:
+    """Remove the temporary files of dead processes; return their names. With dry_run only name them.
+
+    A file whose owner runs on this machine is never taken. On a file system that several machines
+    share, the owner may run on another one, whose locks are not always seen here: that nobody saves
+    there is for the caller to know. (A save removes such files by itself only on local disks.)
     """
 
 @final

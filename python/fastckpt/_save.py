@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 
 from ._configuration import configured_alignment
-from ._native import Commit, write_archive_to
+from ._native import Commit, Written, archive_nbytes, write_archive_to
 from ._pickling import DEFAULT_PROTOCOL, Pickled, pickle_object
 from ._staging import StorageSaver, staged_positions
 
@@ -88,6 +88,9 @@ def save(
     pickled = pickle_object(obj, pickle_protocol)
     if isinstance(f, (str, os.PathLike)):
         with Commit(sync=sync) as commit:
+            commit.require_space(
+                _directory_of(f), nbytes_of(f, pickled, alignment=alignment_nbytes)
+            )
             write_into(
                 commit, f, pickled, alignment=alignment_nbytes, threads=threads, progress=progress
             )
@@ -106,7 +109,7 @@ def write_into(
     save_id: int = 0,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> int:
+) -> Written:
     """Write an archive as one file of a commit, which makes it visible later.
 
     Args:
@@ -120,7 +123,7 @@ def write_into(
         progress: As for `save`.
 
     Returns:
-        Size of the file in bytes.
+        Size of the file and hash of its contents.
     """
     with _staging(pickled.storages) as saver:
         return commit.write_archive(
@@ -134,6 +137,19 @@ def write_into(
             threads=threads,
             progress=progress,
         )
+
+
+def nbytes_of(
+    path: str | os.PathLike[str], pickled: Pickled, *, alignment: int | None = None
+) -> int:
+    """Say how many bytes `write_into` would write with these arguments."""
+    sizes = [storage.nbytes() for storage in pickled.storages]
+    return archive_nbytes(path, len(pickled.data), sizes, alignment=_alignment(alignment))
+
+
+def _directory_of(path: str | os.PathLike[str]) -> str:
+    """Return the directory that a save to this path writes to, symbolic links followed."""
+    return os.path.dirname(os.path.realpath(path) if os.path.islink(path) else os.fspath(path))
 
 
 def _write_to_file(

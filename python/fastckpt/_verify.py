@@ -14,7 +14,16 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from ._survey import Directory, StepFiles, kind_of, parse_name, walk_directories
+from ._manifest import read_manifest
+from ._small_file import META_NBYTES_MAX, read_small_file
+from ._survey import (
+    Directory,
+    StepFiles,
+    kind_of,
+    parse_kept_name,
+    parse_name,
+    walk_directories,
+)
 from ._verify_report import (
     Damage,
     FileReport,
@@ -24,6 +33,7 @@ from ._verify_report import (
     VerifyReport,
     worst,
 )
+from .errors import CheckpointError, FormatError
 
 __all__ = ["Damage", "FileReport", "Status", "StepReport", "VerifyReport", "verify"]
 
@@ -35,8 +45,6 @@ _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # POSIX ustar: the magic of a tar archive and its offset, as torch.save wrote before 0.2.
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = b"ustar", 257
 _HEAD_NBYTES = 512
-# A meta file is a few KiB; parsing one of this size takes seconds and gigabytes already.
-_META_NBYTES_MAX = 64 << 20
 
 
 def verify(
@@ -144,15 +152,66 @@ def _size(path: str) -> int:
 
 
 def _verify_step(directory: str, step: StepFiles, check: _FileCheck) -> StepReport:
-    files = [check(os.path.join(directory, name)) for name in step.names()]
+    state = _StepState.of(directory, step)
+    visible = [os.path.join(directory, name) for name in step.names()]
+    kept = [path for path in state.paths if path not in visible]
+    files = [state.judge(check(path)) for path in (*visible, *kept)]
     # A dangling link, or a file that was deleted meanwhile, is a file that is missing.
     gone = [os.path.basename(file.path) for file in files if file.status is Status.NOT_FOUND]
-    missing = (*step.missing(), *gone)
+    missing = tuple(dict.fromkeys((*state.missing, *gone)))
     statuses = [file.status for file in files if file.status is not Status.NOT_FOUND]
-    if missing:
+    if missing or state.torn:
         statuses.append(Status.INCOMPLETE)
-    ranks = tuple(sorted(step.shards))
-    return StepReport(directory, step.step, worst(statuses), tuple(files), ranks, missing)
+    extra = [os.path.basename(path) for path in visible if state.paths and path not in state.paths]
+    return StepReport(
+        directory=directory,
+        step=step.step,
+        status=worst(statuses),
+        files=tuple(files),
+        ranks=tuple(sorted(step.shards)),
+        missing=missing,
+        torn=state.torn,
+        extra=tuple(extra),
+        save_id=state.save_id,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepState:
+    """Which save of a step is whole, or why none is."""
+
+    paths: tuple[str, ...] = ()
+    save_id: int | None = None
+    missing: tuple[str, ...] = ()
+    torn: tuple[str, ...] = ()
+    error: CheckpointError | None = None
+
+    @classmethod
+    def of(cls, directory: str, step: StepFiles) -> _StepState:
+        # Here and not at the top: the report's types are of use without the native module.
+        from ._step_saves import StepSaves
+
+        saves = StepSaves(directory, step)
+        try:
+            save = saves.newest_whole(optimizer=True)
+            return cls(tuple(save.paths()), save.save_id or None)
+        except (CheckpointError, OSError) as error:
+            reason = None if isinstance(error, OSError) else error
+        try:
+            problems = saves.problems()
+        except (CheckpointError, OSError):
+            # A file cannot be opened, which its own report says; the names are what is left.
+            return cls(missing=step.missing(), error=reason)
+        missing = tuple(problem.name for problem in problems if problem.missing)
+        torn = tuple(problem.message for problem in problems if not problem.missing)
+        return cls(missing=missing, torn=torn, error=reason)
+
+    def judge(self, file: FileReport) -> FileReport:
+        """Add what only the rest of the step shows: that a file is not the one that was saved."""
+        if self.error is None or self.error.path != file.path or file.status is not Status.GOOD:
+            return file
+        damage = Damage(file.path, None, (), 0, file.nbytes, None, None, str(self.error))
+        return dataclasses.replace(file, status=Status.DAMAGED, damages=(damage,))
 
 
 class _FileCheck:
@@ -179,7 +238,9 @@ class _FileCheck:
 
     def _verify(self, path: str) -> FileReport:
         started = time.monotonic()
-        named = parse_name(os.path.basename(path))
+        name = os.path.basename(path)
+        kept = parse_kept_name(name)
+        named = parse_name(name) if kept is None else kept[2]
         role: Role = named.role if named else ("meta" if path.endswith(".json") else "other")
         try:
             verdict = self._look(path, role)
@@ -200,6 +261,8 @@ class _FileCheck:
             return _damaged(path, role, 0, "the file is empty")
         if role == "meta":
             return _verify_meta(path, nbytes)
+        if role == "manifest":
+            return _verify_manifest(path, nbytes)
         old_format = _old_format(head)
         if old_format:
             message = f"{old_format}: no checksums in this format"
@@ -306,19 +369,24 @@ def _old_format(head: bytes) -> str | None:
 
 def _verify_meta(path: str, nbytes: int) -> FileReport:
     """Check that a meta file is JSON as Python's json reads it: with NaN and Infinity."""
-    if nbytes > _META_NBYTES_MAX:
-        detail = f"{nbytes} bytes is no size of a meta file (at most {_META_NBYTES_MAX})"
-        return _damaged(path, "meta", nbytes, detail)
-    with open(path, "rb") as file:
-        data = file.read(_META_NBYTES_MAX + 1)
     try:
-        json.loads(data.decode("utf-8"))
+        json.loads(read_small_file(path, "a meta file", META_NBYTES_MAX).decode("utf-8"))
+    except FormatError as error:
+        return _damaged(path, "meta", nbytes, str(error))
     except RecursionError:
         return _damaged(path, "meta", nbytes, "not JSON that Python reads: nested too deeply")
     except ValueError as error:
         return _damaged(path, "meta", nbytes, f"not JSON: {error}")
-    # JSON holds no checksum; that it parses is all that can be said, and is what was asked.
+    # JSON holds no checksum. The manifest of the step does, and is compared with the step as a whole.
     return FileReport(path, "meta", Status.GOOD, nbytes=nbytes)
+
+
+def _verify_manifest(path: str, nbytes: int) -> FileReport:
+    try:
+        read_manifest(path)
+    except FormatError as error:
+        return _damaged(path, "manifest", nbytes, str(error))
+    return FileReport(path, "manifest", Status.GOOD, nbytes=nbytes)
 
 
 def _damaged(path: str, role: Role, nbytes: int, detail: str) -> FileReport:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Checksums = Literal["all", "metadata", "none"]
-Role = Literal["model", "optimizer", "meta", "other", "directory"]
+Role = Literal["model", "optimizer", "meta", "manifest", "other", "directory"]
 
 
 class Status(str, enum.Enum):
@@ -17,7 +17,7 @@ class Status(str, enum.Enum):
     GOOD = "good"
     #: Its bytes are not those that were written, or are no checkpoint at all.
     DAMAGED = "damaged"
-    #: A file of the step is missing.
+    #: A file of the step is missing, or of another save of it.
     INCOMPLETE = "incomplete"
     #: The operating system could not read it.
     IO_ERROR = "io_error"
@@ -122,10 +122,14 @@ class StepReport:
     Attributes:
         directory: Where the files are.
         step: The step.
-        status: The worst of its files, or INCOMPLETE if one is missing.
-        files: Model, meta and shards, in this order and by rank.
+        status: The worst of its files, or INCOMPLETE if one is missing or of another save.
+        files: Model, meta, manifest and shards, in this order and by rank; then those files of an
+            older save that are kept under other names because it is the newest that is whole.
         ranks: Ranks whose shards are there.
         missing: Names of the files that should be there, e.g. "meta_000100.json".
+        torn: What is wrong where files of several saves are mixed, a sentence for each.
+        extra: Names of files that are not of the save that would be loaded.
+        save_id: The save that would be loaded; None where none is whole, or its files do not say.
     """
 
     directory: str
@@ -134,6 +138,9 @@ class StepReport:
     files: tuple[FileReport, ...]
     ranks: tuple[int, ...]
     missing: tuple[str, ...]
+    torn: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    save_id: int | None = None
 
     @property
     def nbytes(self) -> int:

@@ -44,10 +44,10 @@ def written(obj: Any, directory: str, *, sync: bool = False, **options: Any) -> 
     # The root folder of a file object's archive is "archive" too.
     path = Path(directory, "archive.pt")
     with Commit(sync=sync) as commit:
-        nbytes = commit.write_archive(path, pickled.data, pickled.storages, **options)
+        result = commit.write_archive(path, pickled.data, pickled.storages, **options)
         commit.publish([path])
     data = path.read_bytes()
-    assert len(data) == nbytes
+    assert len(data) == result.nbytes
     return data
 
 

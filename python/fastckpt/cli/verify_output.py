@@ -41,7 +41,7 @@ def _verdict_line(report: VerifyReport) -> Line:
     what = {
         Status.GOOD: files,
         Status.DAMAGED: f"{affected} of {files}",
-        Status.INCOMPLETE: f"{sum(bool(step.missing) for step in report.steps)} of "
+        Status.INCOMPLETE: f"{sum(bool(step.missing or step.torn) for step in report.steps)} of "
         f"{plural(len(report.steps), 'step')}",
         Status.IO_ERROR: f"{affected} of {files} cannot be read",
         Status.NOT_FOUND: plural(affected, "path"),
@@ -81,9 +81,12 @@ def _step_line(step: StepReport, width: int) -> Line:
     notes = []
     if step.missing:
         notes.append("missing: " + ", ".join(step.missing))
+    notes += step.torn
+    if step.extra:
+        notes.append("not of the save that loads: " + ", ".join(step.extra))
     bad = [file for file in step.files if file.status is Status.DAMAGED]
     notes += [os.path.basename(file.path) for file in bad]
-    if step.ranks and not step.missing:
+    if step.ranks and not (step.missing or step.torn):
         notes.append(plural(len(step.ranks), "rank"))
     columns = (
         f"  step {step.step:>{width}}",
@@ -204,6 +207,9 @@ def _step_document(step: StepReport) -> dict[str, Any]:
         "seconds": round(step.seconds, 6),
         "ranks": list(step.ranks),
         "missing": list(step.missing),
+        "torn": list(step.torn),
+        "extra": list(step.extra),
+        "save_id": step.save_id,
         "files": [file.path for file in step.files],
     }
 

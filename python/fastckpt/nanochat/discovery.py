@@ -37,6 +37,11 @@ class StepPaths:
         """The meta JSON."""
         return os.path.join(self.directory, f"meta_{self.step:06d}.json")
 
+    @property
+    def manifest(self) -> str:
+        """What belongs together: the save id, the number of shards, the SHA-256 of the meta."""
+        return os.path.join(self.directory, f"manifest_{self.step:06d}.json")
+
     def optimizer(self, rank: int) -> str:
         """The optimizer shard of one rank."""
         return os.path.join(self.directory, f"optim_{self.step:06d}_rank{rank:d}.pt")
@@ -94,13 +99,6 @@ def find_last_step(checkpoint_dir: _Path) -> int:
 def list_steps(checkpoint_dir: _Path) -> list[int]:
     """Return the steps that have a model, lowest first."""
     matches = map(_MODEL_NAME.search, os.listdir(checkpoint_dir))
-    return sorted({int(match[1]) for match in matches if match})
-
-
-def list_shard_ranks(checkpoint_dir: _Path, step: int) -> list[int]:
-    """Return the ranks that have an optimizer shard in this step, lowest first."""
-    shard_name = re.compile(rf"optim_{step:06d}_rank(\d+)\.pt")
-    matches = map(shard_name.fullmatch, os.listdir(checkpoint_dir))
     return sorted({int(match[1]) for match in matches if match})
 
 

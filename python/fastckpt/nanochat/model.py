@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from fastckpt.errors import FormatError
+from fastckpt.errors import CheckpointError, FormatError
 
 from .compat import patch_config, patch_parameters, strip_wrapper_prefixes, widen_bfloat16
-from .discovery import StepPaths, find_largest_model, find_last_step, source_directory
-from .log import log0
-from .steps import load_checkpoint, load_file
+from .discovery import StepPaths, find_largest_model, source_directory
+from .loading import add_advice, load_checkpoint, load_part, newest_good_model, open_save
+from .log import log0, logger
 
 _Path = str | os.PathLike[str]
 
@@ -108,7 +108,8 @@ def load_model_from_dir(
         device: As for `build_model`.
         phase: As for `build_model`.
         model_tag: Which of them; by default that which `find_largest_model` guesses.
-        step: Which step; by default the last.
+        step: Which step; by default the last whose model and meta are whole. Where that is not the
+            last that there is, a warning says so.
         model_class: As for `build_model`.
         config_class: As for `build_model`.
         tokenizer: As for `build_model`.
@@ -118,6 +119,7 @@ def load_model_from_dir(
 
     Raises:
         FileNotFoundError: There is no model tag, or no step in it; else as for `build_model`.
+        IncompleteCheckpointError: No step has both a model and a meta that belong together.
 
     Example:
         >>> model, tokenizer, meta = load_model_from_dir("runs", "cpu", "eval", model_tag="d12")
@@ -127,7 +129,7 @@ def load_model_from_dir(
         log0(f"No model tag provided, guessing model tag: {model_tag}")
     checkpoint_dir = os.path.join(checkpoints_dir, model_tag)
     if step is None:
-        step = find_last_step(checkpoint_dir)
+        step = _newest_model(checkpoint_dir)
     log0(f"Loading model from {checkpoint_dir} with step {step}")
     return build_model(
         checkpoint_dir,
@@ -176,14 +178,17 @@ def load_optimizer_state(
         device: Where the tensors go.
         rank: Whose shard.
         model_tag: By default that which `find_largest_model` guesses.
-        step: By default the last that has a model.
+        step: By default the one that `load_model` would load the model of.
 
     Returns:
-        The optimizer's state dict, or None where that rank has no file.
+        The optimizer's state dict, of the same save as the model; None where that rank has no file
+        and the step was not saved with one.
 
     Raises:
         KeyError: `source` is none of these.
         FileNotFoundError: There is no model tag, or no step in it.
+        IncompleteCheckpointError: The rank's file is missing although the step was saved with one,
+            or it is of another save. Names the file and the newest good step.
         CheckpointError: As for `load_checkpoint`.
 
     Example:
@@ -194,13 +199,31 @@ def load_optimizer_state(
         model_tag = find_largest_model(checkpoints_dir)
     checkpoint_dir = os.path.join(checkpoints_dir, model_tag)
     if step is None:
-        step = find_last_step(checkpoint_dir)
+        step = _newest_model(checkpoint_dir)
     path = StepPaths(checkpoint_dir, step).optimizer(rank)
-    if not os.path.exists(path):
-        log0(f"Optimizer checkpoint not found: {path}")
-        return None
-    log0(f"Loading optimizer state from {path}")
-    return load_file(path, device)
+    try:
+        if not os.path.exists(path):
+            model = open_save(checkpoint_dir, step, optimizer=False).model
+            if rank >= model.shards:
+                log0(f"Optimizer checkpoint not found: {path}")
+                return None
+        log0(f"Loading optimizer state from {path}")
+        save = open_save(checkpoint_dir, step, optimizer=False, rank=rank)
+        return None if save.shard is None else load_part(save.shard, device)
+    except (CheckpointError, FileNotFoundError) as error:
+        add_advice(error, checkpoint_dir, step)
+        raise
+
+
+def _newest_model(checkpoint_dir: str) -> int:
+    """Return the last step whose model can be loaded, and say which later ones cannot."""
+    step, passed_over = newest_good_model(checkpoint_dir)
+    if passed_over:
+        named = ", ".join(map(str, passed_over))
+        logger.warning(
+            f"Passing over step {named} in {checkpoint_dir}: not saved to its end. Newest whole: {step}"
+        )
+    return step
 
 
 def _assemble(

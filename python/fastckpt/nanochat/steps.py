@@ -1,28 +1,29 @@
-"""The files of one step: writing them so that no crash leaves half a step in sight, reading them back.
+"""Saving one step: all the files of a rank, so that the step is there whole or not at all.
 
 This is the one place that knows which files a step has and in which order they appear.
 """
 
+import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any
 
-import torch
-
-from fastckpt import _load, _native, _pickling, _save
-from fastckpt.errors import CheckpointError
+from fastckpt import _native, _pickling, _save
+from fastckpt._configuration import configured_alignment
+from fastckpt._manifest import Manifest, ManifestFile
 
 from .discovery import StepPaths
 from .log import logger
-from .meta import encode_meta, read_meta
-from .missing import check_presence, name_other_steps
+from .meta import encode_meta
+from .replacing import keep_replaced, release_kept, release_unreplaced
+from .save_id import SaveIdentity, begin_save
 
 _Path = str | os.PathLike[str]
 
 # torch.save's default. Protocols other than 2 and 3 are refused by torch.load(weights_only=True).
 _PICKLE_PROTOCOL = 2
+# More than any manifest of one rank's files has.
+_MANIFEST_NBYTES = 4096
 
 
 def save_checkpoint(
@@ -32,6 +33,8 @@ def save_checkpoint(
     optimizer_data: object,
     meta_data: object,
     rank: int = 0,
+    *,
+    world_size: int | None = None,
 ) -> None:
     """Save one rank's files of a step, as nanochat (92d63d4) does, durably and without half steps.
 
@@ -40,10 +43,15 @@ def save_checkpoint(
     master alone. The tensors may live on any device and are not changed; nor is any RNG.
 
     On return, this rank's files are on disk under their names: written, fsynced, renamed, and the
-    directory fsynced. The shard and the meta are made visible first and `model_*.pt` last, since
-    that is the file by which a step is found. A crash before that leaves every other step as it was
-    and at most files that `find_last_step` does not see; one in the middle of overwriting a step
-    leaves each of its files whole, but perhaps some of the new ones beside the old model.
+    directory fsynced. The step as a whole is durable once all ranks have returned; see
+    `barrier_commit`. The archives of one save carry the same save id, on which the ranks agree
+    through torch.distributed's store, so that a loader never takes parts of two saves for one. Rank 0
+    also writes `manifest_{step:06d}.json`, which ties the meta to them; a copy without it loads too.
+
+    Shard, manifest and meta become visible first and `model_*.pt` last, since that is the file by
+    which a step is found. A crash before that leaves every other step as it was. Saving a step that
+    is there already keeps the replaced files under hidden names until the new save is whole, on all
+    ranks: a crash in between leaves the old save loadable.
 
     Args:
         checkpoint_dir: Directory of the run; made where it is missing.
@@ -52,119 +60,146 @@ def save_checkpoint(
         optimizer_data: State dict of the optimizer, or None to save none.
         meta_data: What JSON can express; used on rank 0 only. Infinity and NaN are accepted.
         rank: This process's rank.
+        world_size: Number of ranks that save optimizer state; the step is whole when all have.
+            By default that of torch.distributed, 1 where that is not initialised. Give 1 where the
+            master alone saves the state of all ranks.
 
     Raises:
         TypeError: JSON cannot express `meta_data`. Nothing has been written then, nor where a state
             dict cannot be pickled.
-        OSError: Writing failed. The files that were there before are untouched.
+        OSError: Writing failed. The files that were there before are untouched. Where the disk has
+            too little space, that is known before anything is written.
+        CommitUnknownError: The last fsync failed: the files are there, but may not survive a power
+            cut.
 
     Example:
         >>> save_checkpoint(
         ...     "runs/d12", 100, model.state_dict(), optimizer.state_dict(), {"step": 100}
         ... )
     """
-    paths = StepPaths(checkpoint_dir, step)
+    step = operator.index(step)
+    saves_optimizer = optimizer_data is not None
+    identity = begin_save(
+        checkpoint_dir, step, rank, saves_optimizer=saves_optimizer, world_size=world_size
+    )
     # All is encoded before anything is written: what cannot be saved must not cost a file.
-    meta = _meta_file(paths.meta, meta_data) if rank == 0 else None
-    model = _archive(paths.model, "model parameters", model_data) if rank == 0 else None
-    shard = None
-    if optimizer_data is not None:
-        shard = _archive(paths.optimizer(rank), "optimizer state", optimizer_data)
-    _write_step(checkpoint_dir, first=[shard, meta], last=[model])
+    paths = StepPaths(checkpoint_dir, step)
+    files = _RankFiles(paths, identity)
+    if rank == 0:
+        files.meta = encode_meta(meta_data)
+        files.model = _archive(paths.model, "model parameters", model_data)
+    if saves_optimizer:
+        files.shard = _archive(paths.optimizer(rank), "optimizer state", optimizer_data)
+    if files.model is None and files.shard is None:
+        return
+    with _native.Commit() as commit:
+        _write(commit, files)
+        _replace(commit, files)
 
 
 @dataclass(frozen=True)
-class _StepFile:
-    """A file whose bytes are settled, but not written."""
+class _Archive:
+    """A .pt file that is planned, but not written."""
 
     path: str
     contents: str
-    write: Callable[[_native.Commit], object]
+    pickled: _pickling.Pickled
+
+    def nbytes(self) -> int:
+        """Return the exact size that the file will have."""
+        return _native.archive_nbytes(
+            self.path,
+            len(self.pickled.data),
+            [storage.nbytes() for storage in self.pickled.storages],
+            alignment=configured_alignment(),
+        )
 
 
-def _archive(path: str, contents: str, data: object) -> _StepFile:
-    pickled = _pickling.pickle_object(data, _PICKLE_PROTOCOL)
-    return _StepFile(path, contents, lambda commit: _save.write_into(commit, path, pickled))
+@dataclass
+class _RankFiles:
+    """What one rank saves of a step."""
+
+    paths: StepPaths
+    identity: SaveIdentity
+    shard: _Archive | None = None
+    meta: bytes | None = None
+    model: _Archive | None = None
+
+    def archives(self) -> Iterator[_Archive]:
+        """Yield the archives that there are, in the order in which they are written."""
+        yield from filter(None, (self.shard, self.model))
+
+    def nbytes(self) -> int:
+        """Return the size of all of them together."""
+        small = 0 if self.meta is None else len(self.meta) + _MANIFEST_NBYTES
+        return small + sum(archive.nbytes() for archive in self.archives())
 
 
-def _meta_file(path: str, meta_data: object) -> _StepFile:
-    encoded = encode_meta(meta_data)
-    return _StepFile(path, "metadata", lambda commit: commit.write_bytes(path, encoded))
+def _archive(path: str, contents: str, data: object) -> _Archive:
+    return _Archive(path, contents, _pickling.pickle_object(data, _PICKLE_PROTOCOL))
 
 
-def _write_step(
-    directory: _Path, *, first: Sequence[_StepFile | None], last: Sequence[_StepFile | None]
-) -> None:
-    """Write all files under temporary names, then make `first` visible and, when that is durable, `last`."""
-    groups = [[file for file in group if file is not None] for group in (first, last)]
-    if not any(groups):
-        return
-    with _native.Commit() as commit:
-        commit.create_directory(directory)
-        for file in chain(*groups):
-            file.write(commit)
-        for group in groups:
-            _publish(commit, group)
+def _write(commit: _native.Commit, files: _RankFiles) -> None:
+    """Write all files under temporary names, fsynced."""
+    directory = os.fspath(files.paths.directory)
+    commit.require_space(_existing(directory), files.nbytes())
+    commit.create_directory(directory)
+    identity = files.identity
+    described = []
+    for archive in files.archives():
+        written = _save.write_into(
+            commit,
+            archive.path,
+            archive.pickled,
+            shards=identity.shards,
+            save_id=identity.save_id,
+        )
+        name = os.path.basename(archive.path)
+        described.append(ManifestFile(name, written.nbytes, written.content_hash))
+    if files.meta is not None:
+        manifest = Manifest.of_meta(
+            files.meta, identity.save_id, files.paths.step, identity.shards, described
+        )
+        commit.write_bytes(files.paths.manifest, manifest.encode())
+        commit.write_bytes(files.paths.meta, files.meta)
 
 
-def _publish(commit: _native.Commit, files: Sequence[_StepFile]) -> None:
-    """Make files visible together, then log each: a logged file survives a power cut."""
-    if not files:
-        return
-    commit.publish([file.path for file in files])
-    for file in files:
-        # Not log0: nanochat logs the shard of every rank, and the rest where `rank` is 0.
-        logger.info(f"Saved {file.contents} to: {file.path}")
+def _replace(commit: _native.Commit, files: _RankFiles) -> None:
+    """Make the files visible, the model last, and keep what they replace until the step is whole."""
+    paths = files.paths
+    directory, step = os.fspath(paths.directory), paths.step
+    logged = {archive.path: archive.contents for archive in files.archives()}
+    first = [] if files.shard is None else [files.shard.path]
+    if files.meta is not None:
+        first += [paths.manifest, paths.meta]
+        logged[paths.meta] = "metadata"
+    last = [] if files.model is None else [files.model.path]
+    names = [os.path.basename(path) for path in first + last]
 
-
-def load_checkpoint(
-    checkpoint_dir: _Path,
-    step: int,
-    device: str | torch.device,
-    load_optimizer: bool = False,
-    rank: int = 0,
-) -> tuple[Any, Any, Any]:
-    """Load the files of a step, as nanochat (92d63d4) does, with every byte of them checked.
-
-    The tensors lie in private memory of their own: they may be trained in place, and the files may be
-    overwritten or removed. The RNG is not touched.
-
-    Args:
-        checkpoint_dir: Directory of the run.
-        step: Number of the step; numpy integers work.
-        device: Where the tensors go: "cpu", "cuda:0", "meta", or a torch.device.
-        load_optimizer: Load the optimizer shard of `rank` too.
-        rank: Whose optimizer shard.
-
-    Returns:
-        (model_data, optimizer_data, meta_data); optimizer_data is None unless `load_optimizer`.
-
-    Raises:
-        FileNotFoundError: A file is missing: the model, else the shard, else the meta. It is an
-            IncompleteCheckpointError where other files of this step are there.
-        ChecksumError: A tensor's bytes are not those that were written.
-        FormatError: A file is not what its name says.
-        UnsafePickleError: A file asks for more than torch.load(weights_only=True) allows.
-
-    Example:
-        >>> model_data, optimizer_data, meta = load_checkpoint(
-        ...     "runs/d12", 100, "cpu", load_optimizer=True
-        ... )
-    """
-    paths = StepPaths(checkpoint_dir, step)
-    shard_path = paths.optimizer(rank) if load_optimizer else None
-    # All files are looked for before the first is read, so that a missing one is known at once.
-    check_presence(paths, rank if load_optimizer else None)
+    release_kept(commit, directory, step)
     try:
-        model_data = load_file(paths.model, device)
-        optimizer_data = None if shard_path is None else load_file(shard_path, device)
-        return model_data, optimizer_data, read_meta(paths.meta)
-    except CheckpointError as error:
-        if len(error.args) == 1:  # The message alone: say where to go on from.
-            error.args = (f"{error}; {name_other_steps(paths)}",)
+        keep_replaced(commit, directory, step, names, files.identity.save_id)
+        _publish(commit, first, logged)
+        _publish(commit, last, logged)
+    except BaseException:
+        release_unreplaced(commit, directory, step, names)
         raise
+    release_kept(commit, directory, step)
 
 
-def load_file(path: str, device: str | torch.device) -> Any:
-    """Load one .pt file to a device; all that nanochat loads from disk comes through here."""
-    return _load.load(path, map_location=device)
+def _publish(commit: _native.Commit, paths: Sequence[str], logged: dict[str, str]) -> None:
+    """Make files visible together, then log each: a logged file survives a power cut."""
+    if not paths:
+        return
+    commit.publish(paths)
+    for path in paths:
+        if path in logged:
+            # Not log0: nanochat logs the shard of every rank, and the rest where `rank` is 0.
+            logger.info(f"Saved {logged[path]} to: {path}")
+
+
+def _existing(directory: str) -> str:
+    """Return the directory, or the nearest above it that exists already."""
+    while not os.path.isdir(directory or "."):
+        directory = os.path.dirname(directory)
+    return directory or "."

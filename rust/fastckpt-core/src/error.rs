@@ -30,6 +30,8 @@ pub enum Phase {
     List,
     /// Removing a temporary file that a dead process left.
     Remove,
+    /// Asking how much space is free.
+    CheckSpace,
     /// Creating the temporary file.
     Create,
     /// Reserving the space on the disk.
@@ -40,10 +42,14 @@ pub enum Phase {
     Truncate,
     /// Flushing the file to the disk.
     Sync,
+    /// Giving a file that is about to be replaced a second name.
+    Keep,
     /// Renaming the temporary file to its final name.
     Rename,
     /// Flushing the directory to the disk.
     SyncDirectory,
+    /// Removing the second name of a file that has been replaced.
+    Discard,
 }
 
 impl fmt::Display for Phase {
@@ -57,13 +63,16 @@ impl fmt::Display for Phase {
             Self::Inspect => "looking at the destination",
             Self::List => "listing the directory",
             Self::Remove => "removing the temporary file of a dead process",
+            Self::CheckSpace => "checking the free space",
             Self::Create => "creating the temporary file",
             Self::Allocate => "reserving disk space",
             Self::Write => "writing",
             Self::Truncate => "setting the file size",
             Self::Sync => "flushing the file to disk (fsync)",
+            Self::Keep => "keeping the file that is replaced",
             Self::Rename => "renaming the temporary file",
             Self::SyncDirectory => "flushing the directory to disk (fsync)",
+            Self::Discard => "removing a file that has been replaced",
         })
     }
 }
@@ -128,6 +137,20 @@ pub enum Error {
         phase: Phase,
         /// The file or directory.
         path: PathBuf,
+        /// The system's error, with its errno.
+        source: io::Error,
+    },
+    /// The disk or the quota has no room for a file.
+    #[error("{source}: {} (while {phase}): {}", shortage(*needed, *free), path.display())]
+    NoSpace {
+        /// What was being done.
+        phase: Phase,
+        /// The file, or the directory where nothing has been written yet.
+        path: PathBuf,
+        /// Bytes that it takes.
+        needed: u64,
+        /// Bytes that are free without it; `None` where that is not known.
+        free: Option<u64>,
         /// The system's error, with its errno.
         source: io::Error,
     },
@@ -198,5 +221,49 @@ impl Error {
             path,
             source,
         }
+    }
+}
+
+/// The figures of [`Error::NoSpace`] in words.
+#[must_use]
+pub fn shortage(needed: u64, free: Option<u64>) -> String {
+    let needed = with_commas(needed);
+    match free {
+        Some(free) => format!(
+            "{needed} bytes are needed and {} are free",
+            with_commas(free)
+        ),
+        None => format!("{needed} bytes are needed"),
+    }
+}
+
+fn with_commas(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (position, digit) in digits.chars().enumerate() {
+        if position > 0 && (digits.len() - position).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_grouped_by_thousands() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1,000"),
+            (1_234_567, "1,234,567"),
+            (u64::MAX, "18,446,744,073,709,551,615"),
+        ] {
+            assert_eq!(with_commas(number), text);
+        }
+        assert_eq!(shortage(4096, None), "4,096 bytes are needed");
     }
 }

@@ -236,13 +236,16 @@ impl Source {
         look: &(dyn Fn(u64, &[u8]) + Sync),
     ) -> Result<()> {
         let chunks = chunks_of(ranges, CHUNK_NBYTES as u64);
+        // No more than is needed: a huge page for each small file costs more than reading it.
+        let blocks = |chunk: &Range<u64>| chunk.end - block_start(chunk.start);
+        let largest = chunks.iter().map(blocks).max().unwrap_or(0);
         let job = Job::new(total_nbytes(ranges));
         job.run(
             threads,
             chunks.len(),
             observer,
             None,
-            || allocate(CHUNK_NBYTES as u64),
+            || allocate(largest.next_multiple_of(BLOCK_NBYTES)),
             |buffer: &mut Mapping, item| {
                 let chunk = &chunks[item];
                 self.read_chunk(chunk, buffer.as_mut_slice(), &mut |offset, bytes| {

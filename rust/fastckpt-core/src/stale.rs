@@ -10,12 +10,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::{Error, Phase, Result};
-use crate::files::{Directory, Files};
+use crate::files::{Directory, Files, or_here};
 
-const PREFIX: &str = ".fastckpt-";
+/// What every name begins with that is no checkpoint of its own.
+pub(crate) const PREFIX: &str = ".fastckpt-";
 const SUFFIX: &str = ".tmp";
 
 /// The temporary name number `number` of process `pid`. No pattern by which checkpoints are found
@@ -24,8 +26,13 @@ pub(crate) fn temp_name(pid: u32, number: u64) -> OsString {
     format!("{PREFIX}{pid}-{number}{SUFFIX}").into()
 }
 
+/// Whether a name is one of those that fastckpt hides things under, in one directory.
+pub(crate) fn is_hidden_name(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(PREFIX.as_bytes()) && !name.as_bytes().contains(&b'/')
+}
+
 /// Whether a name has the form of [`temp_name`].
-fn is_temp_name(name: &OsStr) -> bool {
+pub(crate) fn is_temp_name(name: &OsStr) -> bool {
     let parts = name.to_str().and_then(|name| {
         name.strip_prefix(PREFIX)?
             .strip_suffix(SUFFIX)?
@@ -33,6 +40,18 @@ fn is_temp_name(name: &OsStr) -> bool {
     });
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     parts.is_some_and(|(pid, number)| is_number(pid) && is_number(number))
+}
+
+/// Names the temporary files in a directory whose owners are dead; removes nothing.
+///
+/// # Errors
+/// Where the directory cannot be listed. Files that cannot be opened are passed over.
+pub fn list_stale(
+    files: &dyn Files,
+    path: &Path,
+    directory: &dyn Directory,
+) -> Result<Vec<OsString>> {
+    each_stale(files, path, directory, |_name| Ok(true))
 }
 
 /// Removes the temporary files in a directory whose owners are dead; returns their names.
@@ -45,24 +64,38 @@ pub fn remove_stale(
     path: &Path,
     directory: &dyn Directory,
 ) -> Result<Vec<OsString>> {
-    let mut removed = Vec::new();
-    let names = files.names(path).map_err(Error::io(Phase::List, path))?;
+    each_stale(files, path, directory, |name| {
+        match directory.unlink(name) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(Error::io(Phase::Remove, path.join(name))(error)),
+        }
+    })
+}
+
+/// Locks each temporary file that nobody else holds and hands its name to `take`; returns the names
+/// that it took, sorted.
+fn each_stale(
+    files: &dyn Files,
+    path: &Path,
+    directory: &dyn Directory,
+    take: impl Fn(&OsStr) -> Result<bool>,
+) -> Result<Vec<OsString>> {
+    let mut taken = Vec::new();
+    let names = files
+        .names(path)
+        .map_err(Error::io(Phase::List, or_here(path)))?;
     for name in names.into_iter().filter(|name| is_temp_name(name)) {
         // Held until the name is gone: a creator that comes between sees the lock, or no name.
         let Ok(file) = directory.open(&name) else {
             continue;
         };
-        if file.lock().is_err() {
-            continue;
-        }
-        match directory.unlink(&name) {
-            Ok(()) => removed.push(name),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(Error::io(Phase::Remove, path.join(name))(error)),
+        if file.lock().is_ok() && take(&name)? {
+            taken.push(name);
         }
     }
-    removed.sort();
-    Ok(removed)
+    taken.sort();
+    Ok(taken)
 }
 
 #[cfg(test)]

@@ -85,13 +85,19 @@ pub fn verify_file(
     }
 }
 
-fn verify_archive(
+/// Verifies an archive that is open already.
+///
+/// # Errors
+/// Where it cannot be read. What is wrong with its bytes is in the report.
+pub fn verify_archive(
     archive: &Archive,
     options: &VerifyOptions,
     observer: &mut dyn Observer,
 ) -> Result<FileReport> {
     let index = archive.index();
-    let everything = Selection::new((0..index.entries().len()).collect(), false);
+    // Without torch's layout, the index has read the local headers itself.
+    let headers_owed = index.layout().is_some();
+    let everything = Selection::new((0..index.entries().len()).collect(), headers_owed);
     let payloads = Inspection::new(index, &everything, !options.quick);
     let framing = Framing::new(index);
     let gaps = GapInspection::new(&framing);
@@ -112,9 +118,16 @@ fn verify_archive(
     let gap_damages = gaps.finish(index);
     // Where torch did not write the file, nothing is known of what lies between its records.
     let headers_covered = framing.is_torch(gap_damages.len());
-    let mut damages = payload_damages(archive, &payloads.finish().mismatches);
+    let verdict = payloads.finish();
+    let mut damages = payload_damages(archive, &verdict.mismatches);
     if headers_covered {
         damages.extend(gap_damages);
+    } else if let Some(contradiction) = verdict.bad_header {
+        // Whoever wrote it, nothing loads a file whose local headers contradict its directory.
+        damages.push(Damage::whole_file(
+            archive.nbytes(),
+            contradiction.to_string(),
+        ));
     }
     damages.extend(missing_pickle(archive));
     damages.sort_by_key(|damage| damage.offset);

@@ -14,14 +14,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fastckpt_core::commit::Commit;
 use fastckpt_core::files::{Files, RealFiles};
 use fastckpt_core::job::Unobserved;
-use fastckpt_core::write::WriteOptions;
-use fastckpt_core::{Error, Phase};
+use fastckpt_core::write::{WriteOptions, Written};
+use fastckpt_core::{Error, Phase, stale};
 use saving::{BLOCK, oracle, payload, payloads, plan_of, save, threads};
-use support::{Scratch, Script, ScriptedFiles};
+use support::{Free, Scratch, Script, ScriptedFiles};
 
 const ENOSPC: i32 = 28;
 const EIO: i32 = 5;
 const EINVAL: i32 = 22;
+const EDQUOT: i32 = 122;
 
 #[test]
 fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
@@ -34,6 +35,8 @@ fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
     };
     let scratch = Scratch::new();
     let path = scratch.path("model.pt");
+    // Counted over an old file, as below: a new one takes its mode.
+    std::fs::write(&path, b"the old checkpoint").unwrap();
     let (_, counted) = save(&path, &plan, &options, Script::default());
     let operations = counted.log.lock().unwrap().clone();
     assert!(operations.len() > 10, "{operations:?}");
@@ -69,6 +72,11 @@ fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
                     continue;
                 }
                 Error::Io {
+                    source,
+                    path: reported,
+                    ..
+                }
+                | Error::NoSpace {
                     source,
                     path: reported,
                     ..
@@ -167,7 +175,7 @@ fn symbolic_links_are_followed_and_other_things_refused() {
     assert!(scratch.path("elsewhere/target.pt").is_file());
 
     std::os::unix::fs::symlink("loop.pt", scratch.path("loop.pt")).unwrap();
-    let errno_of = |result: Result<u64, Error>| match result {
+    let errno_of = |result: Result<Written, Error>| match result {
         Err(Error::Io { source, phase, .. }) => (source.raw_os_error(), phase),
         other => panic!("{other:?}"),
     };
@@ -287,4 +295,134 @@ fn a_save_removes_the_temporary_files_of_the_dead_and_no_others() {
     drop(held);
     attempt().unwrap();
     assert!(!scratch.path(alive).exists());
+}
+
+#[test]
+fn the_dead_are_named_without_being_removed() {
+    let scratch = Scratch::new();
+    for name in [".fastckpt-1-0.tmp", ".fastckpt-2-0.tmp", "model.pt"] {
+        std::fs::write(scratch.path(name), b"something").unwrap();
+    }
+    let held = RealFiles.open(&scratch.path(".fastckpt-2-0.tmp")).unwrap();
+    held.lock().unwrap();
+    let path = scratch.path("");
+    let directory = RealFiles.open_directory(&path).unwrap();
+    for _ in 0..2 {
+        let names = stale::list_stale(&RealFiles, &path, &*directory).unwrap();
+        assert_eq!(names, [".fastckpt-1-0.tmp"]);
+    }
+    let removed = stale::remove_stale(&RealFiles, &path, &*directory).unwrap();
+    assert_eq!(removed, [".fastckpt-1-0.tmp"]);
+    assert_eq!(scratch.names(), [".fastckpt-2-0.tmp", "model.pt"]);
+}
+
+#[test]
+fn a_save_for_which_there_is_no_room_is_refused_with_both_figures() {
+    let scratch = Scratch::new();
+    let attempt = |free, fail_named, directory: &str| {
+        let script = Script {
+            fail_named,
+            free,
+            ..Script::default()
+        };
+        Commit::new(Arc::new(ScriptedFiles(Arc::new(script))), true)
+            .require_space(&scratch.path(directory), 1_234_567)
+    };
+    match attempt(Free::Nbytes(456), None, "") {
+        Err(error @ Error::NoSpace { .. }) => assert_eq!(
+            error.to_string(),
+            format!(
+                "No space left on device (os error 28): 1,234,567 bytes are needed and 456 are \
+                 free (while checking the free space): {}",
+                scratch.path("").display()
+            )
+        ),
+        other => panic!("{other:?}"),
+    }
+    assert!(matches!(
+        attempt(Free::Nbytes(1_234_566), None, ""),
+        Err(Error::NoSpace {
+            needed: 1_234_567,
+            free: Some(1_234_566),
+            ..
+        })
+    ));
+    attempt(Free::Nbytes(1_234_567), None, "").unwrap();
+    attempt(Free::Unknown, None, "").unwrap();
+    attempt(Free::Real, Some(("free_nbytes", EIO)), "").unwrap();
+    assert!(matches!(
+        attempt(Free::Real, None, "missing"),
+        Err(Error::Io {
+            phase: Phase::OpenDirectory,
+            ..
+        })
+    ));
+}
+
+#[test]
+fn a_disk_that_fills_up_meanwhile_is_asked_again_once_the_half_file_is_gone() {
+    let scratch = Scratch::new();
+    let path = scratch.path("model.pt");
+    let plan = plan_of(&payloads(&[100_000]), 64);
+    let attempt = |operation, errno, free| {
+        let (result, script) = save(
+            &path,
+            &plan,
+            &WriteOptions::default(),
+            Script {
+                fail_named: Some((operation, errno)),
+                free,
+                ..Script::default()
+            },
+        );
+        let log = script.log.lock().unwrap().clone();
+        (result.unwrap_err(), log)
+    };
+    for (operation, doing) in [
+        ("allocate", "reserving disk space"),
+        ("write_at", "writing"),
+        ("sync", "flushing the file to disk (fsync)"),
+    ] {
+        let (error, log) = attempt(operation, ENOSPC, Free::Nbytes(70_000));
+        let nbytes = plan.nbytes();
+        assert_eq!(nbytes, 101_403);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "No space left on device (os error 28): 101,403 bytes are needed and 70,000 are \
+                 free (while {doing}): {}",
+                path.display()
+            )
+        );
+        assert_eq!(log[log.len() - 2..], ["unlink", "free_nbytes"]);
+        let (error, _) = attempt(operation, EDQUOT, Free::Nbytes(70_000));
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "Disk quota exceeded (os error 122): 101,403 bytes are needed (while {doing}): {}",
+                path.display()
+            )
+        );
+        let (error, _) = attempt(operation, ENOSPC, Free::Unknown);
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "No space left on device (os error 28) (while {doing}): {}",
+                path.display()
+            )
+        );
+        assert_eq!(scratch.names(), [""; 0]);
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_free_space_is_that_of_the_file_system() {
+    let free = |path| {
+        let directory = RealFiles.open_directory(Path::new(path)).unwrap();
+        directory.free_nbytes().unwrap()
+    };
+    assert!(free("/tmp").unwrap() > 0);
+    // It has files, but no blocks to put any into.
+    assert_eq!(free("/proc"), None);
 }

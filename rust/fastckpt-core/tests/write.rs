@@ -14,6 +14,7 @@ use fastckpt_core::commit::Commit;
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::job::{Observer, Stop, Unobserved};
 use fastckpt_core::memory::Memory;
+use fastckpt_core::read::Archive;
 use fastckpt_core::write::{
     self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions,
 };
@@ -47,9 +48,18 @@ proptest! {
         let path = scratch.path("model.pt");
         let (result, _) = save(&path, &plan_of(&storages, alignment), &options, Script::default());
         let expected = oracle(&storages, alignment);
-        prop_assert_eq!(result.unwrap(), expected.len() as u64);
+        let written = result.unwrap();
+        prop_assert_eq!(written.nbytes, expected.len() as u64);
         prop_assert!(std::fs::read(&path).unwrap() == expected);
         prop_assert_eq!(scratch.names(), ["model.pt"]);
+        let id = Archive::open(&RealFiles, &path)
+            .and_then(|archive| archive.read_record(".data/serialization_id", true))
+            .unwrap();
+        prop_assert_eq!(written.content_hash.as_bytes(), &id[20..]);
+        let sizes: Vec<u64> = sizes.iter().map(|nbytes| *nbytes as u64).collect();
+        let alignment = Alignment::new(alignment).unwrap();
+        let planned = write::archive_nbytes("model", b"the pickle".len() as u64, &sizes, alignment);
+        prop_assert_eq!(planned.unwrap(), written.nbytes);
     }
 
     #[test]
@@ -296,10 +306,10 @@ fn progress_grows_to_the_total_and_stays_there_during_a_slow_fsync() {
     let plan = plan_of(&payloads(&[5 << 20]), 64);
     let mut commit = Commit::new(Arc::new(ScriptedFiles(Arc::new(script))), true);
     let mut recorder = Recorder::default();
-    let nbytes = commit
+    let written = commit
         .write_archive(&path, &plan, &WriteOptions::default(), &mut recorder, None)
         .unwrap();
-    assert_progress(&recorder, nbytes);
+    assert_progress(&recorder, written.nbytes);
     assert!(recorder.0.len() > 2, "nothing was said during the fsync");
 }
 

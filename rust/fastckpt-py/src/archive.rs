@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::read::{Archive, LoadStager, ReadOptions};
+use fastckpt_format::archive::SaveMark;
 use fastckpt_format::index::{Checksums, Kind};
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
@@ -17,6 +18,11 @@ use crate::buffers::{PySpan, borrow_fd, spans_to_python};
 use crate::detach::{Raised, detached, detached_quietly};
 use crate::graph::PyGraph;
 use crate::stagers::PyStager;
+
+/// The record that says who wrote the file: 20 digits that torch leaves to its hash of the names,
+/// and the 20 of its hash of the contents.
+const SERIALIZATION_ID: &str = ".data/serialization_id";
+const SERIALIZATION_ID_NBYTES: u64 = 40;
 
 /// One .pt file that is open for reading; its directory has been checked.
 #[pyclass(frozen, name = "Archive", module = "fastckpt._native")]
@@ -63,6 +69,21 @@ impl PyArchive {
     #[getter]
     fn checksums(&self) -> &'static str {
         checksums(self.0.index().checksums())
+    }
+
+    #[getter]
+    fn save_mark(&self, py: Python<'_>) -> PyResult<Option<PySaveMark>> {
+        let id = self.serialization_id(py)?;
+        Ok(id.and_then(|id| SaveMark::parse(&id)).map(PySaveMark))
+    }
+
+    #[getter]
+    fn content_hash(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let hash = self
+            .serialization_id(py)?
+            .map(|id| id[id.len() / 2..].to_vec())
+            .filter(|hash| hash.iter().all(u8::is_ascii_digit));
+        Ok(hash.and_then(|hash| String::from_utf8(hash).ok()))
     }
 
     fn names(&self) -> Vec<&str> {
@@ -166,11 +187,38 @@ impl PyArchive {
 }
 
 impl PyArchive {
+    /// The 40 bytes that say who wrote the file and what is in it; `None` where there is no such
+    /// record of this size.
+    fn serialization_id(&self, py: Python<'_>) -> PyResult<Option<Vec<u8>>> {
+        let found = self.0.index().find(SERIALIZATION_ID);
+        if found.is_none_or(|(_, entry)| entry.nbytes != SERIALIZATION_ID_NBYTES) {
+            return Ok(None);
+        }
+        detached_quietly(py, || self.0.read_record(SERIALIZATION_ID, true)).map(Some)
+    }
+
     fn entry(&self, name: &str) -> PyResult<&fastckpt_format::index::Entry> {
         let found = self.0.index().find(name);
         found
             .map(|(_, entry)| entry)
             .ok_or_else(|| PyKeyError::new_err(name.to_owned()))
+    }
+}
+
+/// Which save made a file.
+#[pyclass(frozen, name = "SaveMark", module = "fastckpt._native")]
+pub(crate) struct PySaveMark(SaveMark);
+
+#[pymethods]
+impl PySaveMark {
+    #[getter]
+    fn shards(&self) -> u32 {
+        self.0.shards
+    }
+
+    #[getter]
+    fn save_id(&self) -> u64 {
+        self.0.save_id
     }
 }
 

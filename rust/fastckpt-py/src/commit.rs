@@ -1,14 +1,15 @@
 //! Saving: `Commit`, and archives in sequence.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fastckpt_core::commit::Commit;
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::job::Stop;
 use fastckpt_core::write::{
-    self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions,
+    self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions, Written,
 };
 use fastckpt_format::FormatError;
 use fastckpt_format::archive::{DEFAULT_ROOT, SaveMark, root_folder};
@@ -19,7 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
 use crate::buffers::HeldStorage;
-use crate::detach::{Raised, detached};
+use crate::detach::{Raised, detached, detached_quietly};
 use crate::stagers::PyStager;
 
 /// Files that are written under temporary names and made visible in the order asked for.
@@ -78,13 +79,8 @@ impl PyCommit {
         progress: Option<Py<PyAny>>,
         chunk_nbytes: Option<NonZeroUsize>,
         direct: Option<bool>,
-    ) -> PyResult<u64> {
-        let name = path
-            .file_name()
-            .map(|name| name.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let root =
-            root_folder(&name, path.as_os_str().is_ascii()).map_err(|error| value_error(&error))?;
+    ) -> PyResult<PyWritten> {
+        let root = root_of(&path)?;
         let raised = Raised::default();
         let sources = Sources::new(&storages, stager, &raised)?;
         let plan = sources.plan(&root, pickle, alignment, SaveMark { shards, save_id })?;
@@ -98,6 +94,29 @@ impl PyCommit {
         detached(py, progress, &raised, |observer| {
             let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
             commit.write_archive(&path, &plan, &options, observer, stager)
+        })
+        .map(PyWritten)
+    }
+
+    fn require_space(&mut self, py: Python<'_>, directory: PathBuf, nbytes: u64) -> PyResult<()> {
+        let commit = self.open()?;
+        detached_quietly(py, || commit.require_space(&directory, nbytes))
+    }
+
+    fn keep(&mut self, py: Python<'_>, path: PathBuf, kept: OsString) -> PyResult<bool> {
+        let commit = self.open()?;
+        detached_quietly(py, || commit.keep(&path, &kept))
+    }
+
+    fn discard(
+        &mut self,
+        py: Python<'_>,
+        directory: PathBuf,
+        names: Vec<OsString>,
+    ) -> PyResult<()> {
+        let commit = self.open()?;
+        detached(py, None, &Raised::default(), |observer| {
+            commit.discard(&directory, &names, observer)
         })
     }
 
@@ -130,6 +149,49 @@ impl PyCommit {
             .as_mut()
             .ok_or_else(|| PyRuntimeError::new_err("this commit has ended"))
     }
+}
+
+/// What is known of an archive once it is written.
+#[pyclass(frozen, name = "Written", module = "fastckpt._native")]
+pub(crate) struct PyWritten(Written);
+
+#[pymethods]
+impl PyWritten {
+    #[getter]
+    fn nbytes(&self) -> u64 {
+        self.0.nbytes
+    }
+
+    #[getter]
+    fn content_hash(&self) -> &str {
+        &self.0.content_hash
+    }
+}
+
+/// Say how large the archive would be that `Commit.write_archive` writes for a path.
+#[pyfunction]
+#[pyo3(signature = (path, pickle_nbytes, storage_nbytes, *, alignment=64))]
+pub(crate) fn archive_nbytes(
+    path: PathBuf,
+    pickle_nbytes: u64,
+    storage_nbytes: Vec<u64>,
+    alignment: u64,
+) -> PyResult<u64> {
+    let root = root_of(&path)?;
+    Alignment::new(alignment)
+        .and_then(|alignment| {
+            write::archive_nbytes(&root, pickle_nbytes, &storage_nbytes, alignment)
+        })
+        .map_err(|error| value_error(&error))
+}
+
+/// The root folder of the archive at a path.
+fn root_of(path: &Path) -> PyResult<String> {
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    root_folder(&name, path.as_os_str().is_ascii()).map_err(|error| value_error(&error))
 }
 
 /// Write one archive in sequence through a Python callable; return its size.

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use fastckpt_core::error::ChecksumMismatch;
+use fastckpt_core::error::{ChecksumMismatch, shortage};
 use fastckpt_core::{Error, Phase};
 use fastckpt_format::FormatError;
 use fastckpt_format::index::Kind;
@@ -21,6 +21,17 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
             path,
             source,
         } => os_error(&source, &describe(phase, &source), &path),
+        Error::NoSpace {
+            phase,
+            path,
+            needed,
+            free,
+            source,
+        } => {
+            let words = system_words(&source);
+            let text = format!("{words}: {}, while {phase}", shortage(needed, free));
+            os_error(&source, &text, &path)
+        }
         Error::CommitUnknown { path, source } => {
             let words = describe(Phase::SyncDirectory, &source);
             let text = format!("{words}: the file has its name, but may lose it in a power cut");
@@ -97,20 +108,27 @@ const EINVAL: i32 = 22;
 
 /// The system's words for it, and what was being done.
 fn describe(phase: Phase, source: &io::Error) -> String {
-    let text = source.to_string();
     let text = match (phase, errno(source)) {
-        (Phase::Open, EINVAL) => "Not a regular file",
+        (Phase::Open, EINVAL) => "Not a regular file".to_owned(),
         (Phase::Inspect, EINVAL) => {
-            "Not a regular file (to write there, open it and pass the file object)"
+            "Not a regular file (to write there, open it and pass the file object)".to_owned()
         }
-        // The system's words, without Rust's "(os error 28)".
-        _ => text.split(" (os error").next().unwrap_or(&text),
+        _ => system_words(source),
     };
     format!("{text}, while {phase}")
 }
 
+/// What the error says, without Rust's "(os error 28)".
+fn system_words(source: &io::Error) -> String {
+    let text = source.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
 fn errno(error: &io::Error) -> i32 {
-    /// "Input/output error": what went wrong has no number of its own.
+    /// "Input/output error": what else went wrong has no number of its own.
     const EIO: i32 = 5;
-    error.raw_os_error().unwrap_or(EIO)
+    match error.kind() {
+        io::ErrorKind::InvalidInput => EINVAL,
+        _ => error.raw_os_error().unwrap_or(EIO),
+    }
 }

@@ -17,6 +17,7 @@ mod detach;
 mod errors;
 mod graph;
 mod stagers;
+mod stale;
 mod verify;
 
 /// The native module.
@@ -25,13 +26,15 @@ mod _native {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use crate::archive::PyArchive;
+    use crate::archive::{PyArchive, PySaveMark};
     #[pymodule_export]
     use crate::buffers::{PyMemory, PySpan};
     #[pymodule_export]
-    use crate::commit::{PyCommit, write_archive_to};
+    use crate::commit::{PyCommit, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::stale::remove_stale;
     #[pymodule_export]
     use crate::verify::{PyDamage, PyFileReport, verify_file};
 

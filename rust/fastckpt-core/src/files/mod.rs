@@ -45,6 +45,10 @@ pub struct Metadata {
     pub gid: u32,
     /// Names that the file has; 0 once it has been unlinked.
     pub links: u64,
+    /// The file system that it is on.
+    pub device: u64,
+    /// Its number there: two names with one number on one device are one file.
+    pub inode: u64,
 }
 
 /// The way in: paths.
@@ -74,8 +78,13 @@ pub trait Directory: Send + Sync + fmt::Debug {
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>>;
     /// Renames within the directory, replacing what is there, atomically.
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+    /// Gives a file a second name, which must not exist yet; symbolic links are not followed.
+    fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
     /// Removes a name.
     fn unlink(&self, name: &OsStr) -> io::Result<()>;
+    /// Bytes that this process may still write to the file system; `None` where it has no such
+    /// number, as some network file systems.
+    fn free_nbytes(&self) -> io::Result<Option<u64>>;
     /// Whether only this machine reaches the file system, so that a lock tells about every process.
     fn is_local(&self) -> io::Result<bool>;
     /// Makes creations, renames and removals durable.

@@ -137,11 +137,41 @@ impl Directory for RealDirectory {
         Ok(())
     }
 
+    fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let (from, to) = (c_string(from)?, c_string(to)?);
+        let fd = self.0.as_raw_fd();
+        // SAFETY: both names are NUL-terminated strings that outlive the call.
+        check(unsafe { libc::linkat(fd, from.as_ptr(), fd, to.as_ptr(), 0) })?;
+        Ok(())
+    }
+
     fn unlink(&self, name: &OsStr) -> io::Result<()> {
         let name = c_string(name)?;
         // SAFETY: `name` is a NUL-terminated string that outlives the call.
         check(unsafe { libc::unlinkat(self.0.as_raw_fd(), name.as_ptr(), 0) })?;
         Ok(())
+    }
+
+    #[allow(
+        clippy::unnecessary_cast,
+        clippy::cast_lossless,
+        reason = "the fields' types differ from system to system"
+    )]
+    fn free_nbytes(&self) -> io::Result<Option<u64>> {
+        let mut stat = MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: `stat` is valid for writes; fstatvfs fills all of it when it succeeds.
+        let stat = unsafe {
+            check(libc::fstatvfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
+            stat.assume_init()
+        };
+        if stat.f_blocks == 0 {
+            return Ok(None);
+        }
+        // SAFETY: a plain call that cannot fail.
+        let is_root = unsafe { libc::geteuid() } == 0;
+        // The blocks that a file system holds back are held back for root.
+        let blocks = if is_root { stat.f_bfree } else { stat.f_bavail };
+        Ok(Some((blocks as u64).saturating_mul(stat.f_frsize as u64)))
     }
 
     #[cfg(target_os = "linux")]
@@ -407,5 +437,7 @@ fn metadata_of(stat: &libc::stat) -> Metadata {
         uid: stat.st_uid,
         gid: stat.st_gid,
         links: stat.st_nlink as u64,
+        device: stat.st_dev as u64,
+        inode: stat.st_ino as u64,
     }
 }

@@ -27,6 +27,8 @@ impl File for MemoryFile {
             uid: 0,
             gid: 0,
             links: 0,
+            device: 0,
+            inode: 0,
         })
     }
 

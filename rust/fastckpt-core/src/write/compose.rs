@@ -54,6 +54,15 @@ impl<'a> Image<'a> {
         usize::try_from(self.plan.nbytes().div_ceil(self.chunk_nbytes)).unwrap_or(usize::MAX)
     }
 
+    /// The second half of the serialization id, once the last chunk has been composed.
+    pub(super) fn content_hash(&self) -> String {
+        let id = self
+            .tail
+            .get()
+            .map_or(&[][..], |tail| &tail.serialization_id);
+        String::from_utf8_lossy(&id[id.len() / 2..]).into_owned()
+    }
+
     /// Where a chunk lies in the file.
     pub(super) fn range(&self, chunk: usize) -> Range<u64> {
         let start = chunk as u64 * self.chunk_nbytes;

@@ -18,7 +18,7 @@ mod plan;
 mod sequential;
 mod staging;
 
-pub use plan::{ArchivePlan, StorageSource};
+pub use plan::{ArchivePlan, StorageSource, archive_nbytes};
 pub use sequential::{Sink, write_to_sink};
 pub use staging::SaveStager;
 
@@ -60,6 +60,16 @@ impl WriteOptions {
     }
 }
 
+/// What is known of an archive once it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Size of the file.
+    pub nbytes: u64,
+    /// The 20 digits of torch's hash over the records' CRCs: the second half of the file's
+    /// `.data/serialization_id`.
+    pub content_hash: String,
+}
+
 /// Writes the archive into an empty file; `direct` says whether the file was opened for direct I/O.
 pub(crate) fn write_to_file(
     file: &Arc<dyn File>,
@@ -69,7 +79,7 @@ pub(crate) fn write_to_file(
     options: &WriteOptions,
     observer: &mut dyn Observer,
     stager: Option<&mut dyn SaveStager>,
-) -> Result<()> {
+) -> Result<Written> {
     let nbytes = plan.nbytes();
     let allocated = if direct {
         nbytes.next_multiple_of(BLOCK_NBYTES)
@@ -114,7 +124,10 @@ pub(crate) fn write_to_file(
         file.truncate(nbytes)
             .map_err(Error::io(Phase::Truncate, path))?;
     }
-    Ok(())
+    Ok(Written {
+        nbytes,
+        content_hash: image.content_hash(),
+    })
 }
 
 /// The file being written, and whether direct I/O is still on.

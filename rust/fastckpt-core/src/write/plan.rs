@@ -58,9 +58,10 @@ impl ArchivePlan {
         mark: SaveMark,
     ) -> Result<Self, FormatError> {
         let sizes: Vec<u64> = storages.iter().map(StorageSource::nbytes).collect();
-        let records = archive::record_specs(pickle.len() as u64, alignment, &sizes);
+        let layout = plan_layout(root, pickle.len() as u64, &sizes, alignment)?;
         let mut pickle = Some(pickle);
-        let payloads = records
+        let payloads = layout
+            .records()
             .iter()
             .enumerate()
             .map(|(position, record)| {
@@ -78,7 +79,6 @@ impl ArchivePlan {
                 }
             })
             .collect();
-        let layout = Layout::plan(root, records, alignment)?;
         Ok(Self {
             layout,
             payloads,
@@ -91,4 +91,25 @@ impl ArchivePlan {
     pub fn nbytes(&self) -> u64 {
         self.layout.nbytes()
     }
+}
+
+fn plan_layout(
+    root: &str,
+    pickle_nbytes: u64,
+    storage_nbytes: &[u64],
+    alignment: Alignment,
+) -> Result<Layout, FormatError> {
+    let records = archive::record_specs(pickle_nbytes, alignment, storage_nbytes);
+    Layout::plan(root, records, alignment)
+}
+
+/// The exact size of the file that an [`ArchivePlan`] of a pickle and storages of these sizes
+/// would give.
+pub fn archive_nbytes(
+    root: &str,
+    pickle_nbytes: u64,
+    storage_nbytes: &[u64],
+    alignment: Alignment,
+) -> Result<u64, FormatError> {
+    plan_layout(root, pickle_nbytes, storage_nbytes, alignment).map(|layout| layout.nbytes())
 }

@@ -161,6 +161,8 @@ impl File for Disk {
             uid: 0,
             gid: 0,
             links: 1,
+            device: 0,
+            inode: 0,
         })
     }
 

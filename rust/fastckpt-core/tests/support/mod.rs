@@ -53,6 +53,15 @@ impl Drop for Scratch {
     }
 }
 
+/// What a file system says of its free space.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Free {
+    #[default]
+    Real,
+    Unknown,
+    Nbytes(u64),
+}
+
 /// What happens to the operations: each is logged, and the chosen one fails.
 #[derive(Debug, Default)]
 pub struct Script {
@@ -62,6 +71,8 @@ pub struct Script {
     pub fail_named: Option<(&'static str, i32)>,
     /// Writes take at most this many bytes, and every other call is interrupted first.
     pub short_writes: Option<usize>,
+    /// What the directories say is free.
+    pub free: Free,
     /// How long an fsync of a file takes.
     pub slow_sync: std::time::Duration,
     pub log: Mutex<Vec<&'static str>>,
@@ -158,9 +169,21 @@ impl Directory for ScriptedDirectory {
         self.1.step("rename")?;
         self.0.rename(from, to)
     }
+    fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.1.step("link")?;
+        self.0.link(from, to)
+    }
     fn unlink(&self, name: &OsStr) -> io::Result<()> {
         self.1.step("unlink")?;
         self.0.unlink(name)
+    }
+    fn free_nbytes(&self) -> io::Result<Option<u64>> {
+        self.1.step("free_nbytes")?;
+        match self.1.free {
+            Free::Real => self.0.free_nbytes(),
+            Free::Unknown => Ok(None),
+            Free::Nbytes(nbytes) => Ok(Some(nbytes)),
+        }
     }
     fn is_local(&self) -> io::Result<bool> {
         self.1.step("is_local")?;

@@ -15,7 +15,7 @@ use fastckpt_core::Error;
 use fastckpt_core::commit::Commit;
 use fastckpt_core::job::Unobserved;
 use fastckpt_core::memory::Memory;
-use fastckpt_core::write::{ArchivePlan, NO_STEP, StorageSource, WriteOptions};
+use fastckpt_core::write::{ArchivePlan, NO_STEP, StorageSource, WriteOptions, Written};
 use fastckpt_format::layout::{Alignment, Layout};
 use fastckpt_format::{archive, checksum};
 
@@ -104,12 +104,12 @@ pub fn save(
     plan: &ArchivePlan,
     options: &WriteOptions,
     script: Script,
-) -> (Result<u64, Error>, Arc<Script>) {
+) -> (Result<Written, Error>, Arc<Script>) {
     let script = Arc::new(script);
     let mut commit = Commit::new(Arc::new(ScriptedFiles(Arc::clone(&script))), true);
     let result = commit
         .write_archive(path, plan, options, &mut Unobserved, None)
-        .and_then(|nbytes| commit.publish(&[path], &mut Unobserved).map(|()| nbytes));
+        .and_then(|written| commit.publish(&[path], &mut Unobserved).map(|()| written));
     drop(commit);
     (result, script)
 }

@@ -1,0 +1,47 @@
+"""Read a small file that an attacker may have put there: JSON beside the archives of a step."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from .errors import FormatError
+
+#: Most bytes of a meta file. nanochat's own are below 10 KB; parsing one of this size takes seconds
+#: and gigabytes already.
+META_NBYTES_MAX = 64 << 20
+
+
+def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
+    """Read a regular file of a limited size.
+
+    Args:
+        path: The file.
+        kind: What it should be, for messages: "a meta file".
+        nbytes_max: The limit in bytes.
+
+    Raises:
+        OSError: It cannot be read.
+        FormatError: It is no regular file, or larger.
+    """
+    # Non-blocking, so that opening a FIFO returns at once instead of waiting for a writer.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path} is not {kind}: it is not a regular file", path=path)
+        with open(fd, "rb", closefd=False) as file:
+            # One byte more than the limit: the file may be growing, and is then refused too.
+            data = file.read(nbytes_max + 1)
+    except OSError as error:
+        # A read does not know the name.
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)
+    if len(data) > nbytes_max:
+        nbytes = max(status.st_size, len(data))
+        raise FormatError(
+            f"{path} is not {kind}: it has {nbytes} bytes, more than {nbytes_max}", path=path
+        )
+    return data

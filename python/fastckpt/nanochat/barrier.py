@@ -1,0 +1,79 @@
+"""Wait until the whole step is durable, for those who want all ranks to go on together."""
+
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed
+
+from fastckpt import _native
+from fastckpt._step_saves import read_save
+from fastckpt.errors import IncompleteCheckpointError
+
+from .replacing import release_kept
+from .save_id import current_save, default_store
+
+_Path = str | os.PathLike[str]
+
+_POLL_SECS = 0.05
+
+
+def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 1800.0) -> None:
+    """Wait until every rank's part of a step is durable, and check that the step is whole.
+
+    Call it on all ranks after `save_checkpoint`, which itself never waits. The ranks meet in
+    torch.distributed's store: no collective runs and no device is touched, so a rank that died leads
+    to an error that names it, not to a hang. Without a process group there is nobody to wait for,
+    and the step is checked at once.
+
+    Args:
+        checkpoint_dir: As given to `save_checkpoint`.
+        step: As given to `save_checkpoint`.
+        timeout_secs: How long to wait for the other ranks, in seconds.
+
+    Raises:
+        IncompleteCheckpointError: Ranks have not come in time, or the step is not whole.
+        CheckpointError: As for `load_checkpoint`.
+
+    Example:
+        >>> save_checkpoint("runs/d12", 100, model, optimizer, meta, rank=rank)
+        >>> barrier_commit("runs/d12", 100)  # from here on step 100 survives the loss of any rank
+    """
+    directory = os.fspath(checkpoint_dir)
+    store = default_store()
+    if store is not None:
+        _meet(store, directory, step, timeout_secs)
+    read_save(directory, step, optimizer=True)
+    with _native.Commit() as commit:
+        release_kept(commit, directory, step)
+
+
+def _meet(store: Any, directory: str, step: int, timeout_secs: float) -> None:
+    """Say that this rank is done, and wait until all have said so."""
+    prefix = f"fastckpt/committed/{current_save(directory, step)}"
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    store.set(f"{prefix}/{rank}", "1")
+    waiting = set(range(world_size))
+    deadline = time.monotonic() + timeout_secs
+    while True:
+        waiting = {other for other in waiting if not store.check([f"{prefix}/{other}"])}
+        if not waiting:
+            return
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
+            named = ", ".join(map(str, sorted(waiting)))
+            message = (
+                f"step {step} in {directory} may not be whole: no word of its being saved from "
+                f"rank {named} within {timeout_secs:g} s"
+            )
+            raise IncompleteCheckpointError(message, path=directory)
+        _wait(store, [f"{prefix}/{other}" for other in sorted(waiting)], min(remaining, _POLL_SECS))
+
+
+def _wait(store: Any, keys: list[str], timeout_secs: float) -> None:
+    try:
+        store.wait(keys, timedelta(seconds=timeout_secs))
+    except RuntimeError:
+        # The time is up: torch.distributed's own error for it is a RuntimeError.
+        return

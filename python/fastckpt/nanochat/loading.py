@@ -1,0 +1,218 @@
+"""Loading the files of one step, all of one save, and finding the steps that can be loaded."""
+
+import errno
+import operator
+import os
+from typing import Any, Literal
+
+import torch
+
+from fastckpt import _load
+from fastckpt._step_parts import Part
+from fastckpt._step_saves import StepSave, read_save
+from fastckpt._survey import survey_steps
+from fastckpt._verify import verify as verify_paths
+from fastckpt.errors import CheckpointError, IncompleteCheckpointError
+
+from .discovery import StepPaths
+from .meta import decode_meta
+
+_Path = str | os.PathLike[str]
+
+
+def load_checkpoint(
+    checkpoint_dir: _Path,
+    step: int,
+    device: str | torch.device,
+    load_optimizer: bool = False,
+    rank: int = 0,
+) -> tuple[Any, Any, Any]:
+    """Load the files of a step, as nanochat (92d63d4) does, with every byte of them checked.
+
+    All parts are of one save. With `load_optimizer` the step has to be whole: every rank's shard
+    must be there, so that all ranks load the same save or none does. Where a save of the step was
+    interrupted while it replaced an older one, the older is loaded.
+
+    The tensors lie in private memory of their own: they may be trained in place, and the files may be
+    overwritten or removed. The RNG is not touched.
+
+    Args:
+        checkpoint_dir: Directory of the run.
+        step: Number of the step; numpy integers work.
+        device: Where the tensors go: "cpu", "cuda:0", "meta", or a torch.device.
+        load_optimizer: Load the optimizer shard of `rank` too.
+        rank: Whose optimizer shard.
+
+    Returns:
+        (model_data, optimizer_data, meta_data); optimizer_data is None unless `load_optimizer`.
+
+    Raises:
+        FileNotFoundError: There is nothing of this step.
+        IncompleteCheckpointError: A file of the step is missing or of another save; it is a
+            FileNotFoundError too. Names the file and the newest good step.
+        ChecksumError: The bytes of a tensor or of the meta are not those that were written.
+        FormatError: A file is not what its name says.
+        UnsafePickleError: A file asks for more than torch.load(weights_only=True) allows.
+
+    Example:
+        >>> model_data, optimizer_data, meta = load_checkpoint(
+        ...     "runs/d12", 100, "cpu", load_optimizer=True
+        ... )
+    """
+    step = operator.index(step)
+    directory = os.fspath(checkpoint_dir)
+    try:
+        save = open_save(
+            directory, step, optimizer=load_optimizer, rank=rank if load_optimizer else None
+        )
+        model_data = load_part(save.model, device)
+        optimizer_data = None if save.shard is None else load_part(save.shard, device)
+        return model_data, optimizer_data, decode_meta(save.meta_bytes, save.meta)
+    except (CheckpointError, FileNotFoundError) as error:
+        add_advice(error, directory, step)
+        raise
+
+
+def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = None) -> StepSave:
+    """Open the newest whole save of a step; see `read_save`, whose errors it raises."""
+    if not os.path.isdir(directory):
+        path = StepPaths(directory, step).model
+        message = f"no checkpoint of step {step}, since there is no directory {directory}"
+        raise FileNotFoundError(errno.ENOENT, message, path)
+    return read_save(directory, step, optimizer=optimizer, rank=rank)
+
+
+def load_part(part: Part, device: str | torch.device) -> Any:
+    """Load one archive to a device; all that nanochat loads from disk comes through here."""
+    archive = part.archive
+    if archive is None or archive.kind == "torchscript" or _load.needs_torch():
+        return _load.load(part.path, map_location=device)
+    return _load.load_archive(archive, device)
+
+
+def find_last_good_step(
+    checkpoint_dir: _Path,
+    *,
+    world_size: int | None = None,
+    verify: Literal["quick", "full"] = "quick",
+) -> int:
+    """Find the highest step that is whole: model, meta and every rank's shard, of one save.
+
+    Where `find_last_step` tells which step was saved last, this tells from which a run can go on.
+    Steps whose archives carry no save id, such as nanochat's own, are whole with a model, a meta and
+    shards 0 to the highest without a gap.
+
+    Args:
+        checkpoint_dir: Directory of the run.
+        world_size: Take only steps with the shards of exactly so many ranks; any number by default.
+        verify: "quick" looks at the structure of each file, its size, and what it says of its save.
+            "full" reads every byte of the step too, at the speed of the disk.
+
+    Returns:
+        The step. `load_checkpoint(..., load_optimizer=True)` loads it on every rank.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or no step in it.
+        IncompleteCheckpointError: None of the steps is whole; says why of the newest.
+        OSError: A file cannot be read.
+
+    Example:
+        >>> find_last_good_step("runs/d12")  # the run was killed while step 200 was being saved
+        100
+    """
+    if verify not in ("quick", "full"):
+        raise ValueError(f"verify must be 'quick' or 'full', not {verify!r}")
+    directory = os.fspath(checkpoint_dir)
+    reason: Exception | None = None
+    for step in _steps(directory):
+        try:
+            _check_step(directory, step, world_size, verify)
+        except (CheckpointError, FileNotFoundError) as error:
+            reason = reason or error
+        else:
+            return step
+    if reason is None:
+        raise FileNotFoundError(f"No checkpoints found in {checkpoint_dir}")
+    message = f"no step in {directory} is whole; of the newest: {reason}"
+    raise IncompleteCheckpointError(message, path=directory) from reason
+
+
+def newest_good_model(directory: str) -> tuple[int, list[int]]:
+    """Return the highest step whose model and meta are whole, and those above it that are not.
+
+    Raises:
+        FileNotFoundError: There is no such directory, or no step in it.
+        IncompleteCheckpointError: None of the steps has both.
+    """
+    passed_over: list[int] = []
+    reason: Exception | None = None
+    for step in _steps(directory):
+        try:
+            read_save(directory, step, optimizer=False)
+        except (CheckpointError, FileNotFoundError) as error:
+            passed_over.append(step)
+            reason = reason or error
+        else:
+            return step, passed_over
+    if reason is None:
+        raise FileNotFoundError(f"No checkpoints found in {directory}")
+    message = f"no step in {directory} has a whole model and meta; of the newest: {reason}"
+    raise IncompleteCheckpointError(message, path=directory) from reason
+
+
+def add_advice(error: Exception, directory: str, step: int) -> None:
+    """Say in an error from which other step a run could go on."""
+    advice = _advice(directory, step)
+    if isinstance(error, CheckpointError):
+        if len(error.args) == 1:  # The message alone.
+            error.args = (f"{error}; {advice}",)
+    elif isinstance(error, FileNotFoundError) and error.strerror:
+        error.strerror = f"{error.strerror} ({advice})"
+
+
+def _advice(directory: str, step: int) -> str:
+    try:
+        others = [other for other in _steps(directory) if other != step]
+    except OSError:
+        return "there is no other step here"
+    for other in others:
+        try:
+            _check_step(directory, other, None, "quick")
+        except (CheckpointError, OSError):
+            continue
+        return f"newest good step here: {other}"
+    return "no other step here is whole" if others else "there is no other step here"
+
+
+def _steps(directory: str) -> list[int]:
+    """Return the steps that have a model, visible or kept, highest first."""
+    steps = survey_steps(directory).values()
+    return sorted(
+        (
+            files.step
+            for files in steps
+            if files.model is not None or any(kept.model for kept in files.kept.values())
+        ),
+        reverse=True,
+    )
+
+
+def _check_step(directory: str, step: int, world_size: int | None, verify: str) -> None:
+    save = read_save(directory, step, optimizer=True)
+    shards = len(save.optimizer)
+    if world_size is not None and shards != world_size:
+        raise IncompleteCheckpointError(
+            f"step {step} in {directory} was saved by {shards} ranks, not {world_size}",
+            path=save.model.path,
+        )
+    decode_meta(save.meta_bytes, save.meta)
+    if verify == "full":
+        _verify_files(save)
+
+
+def _verify_files(save: StepSave) -> None:
+    report = verify_paths(save.paths())
+    if not report.ok:
+        bad = next(file for file in report.files if file.status is report.status)
+        words = bad.damages[0].detail if bad.damages else bad.message
+        raise CheckpointError(f"{bad.path}: {words}", path=bad.path)

@@ -1,0 +1,130 @@
+"""Saving a step again: what was whole stays loadable until the new save is whole.
+
+A file that is about to be replaced gets a second, hidden name first. Whoever saves the last part of
+the new save removes the hidden names; so does every later save of the step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from fastckpt import _native
+from fastckpt._step_parts import own_name
+from fastckpt._step_saves import StepSaves
+from fastckpt._survey import StepFiles, kept_name, survey_steps
+from fastckpt.errors import CheckpointError
+
+from .log import logger
+
+# Saves that never became whole and may do so yet, of which files are kept. More than that are the
+# traces of a run in which some ranks never save, and would fill the disk.
+_UNFINISHED_MAX = 2
+
+
+def keep_replaced(
+    commit: _native.Commit, directory: str, step: int, names: Iterable[str], save_id: int
+) -> None:
+    """Give each of these files a second name, if it is there.
+
+    The next `commit.publish` makes the second names durable before it renames anything. Files that
+    cannot be read are of no use to anybody, and are not kept.
+    """
+    files = survey_steps(directory).get(step)
+    if files is None:
+        return
+    saves = StepSaves(directory, files)
+    there = {*files.names()}
+    for name in names:
+        if name not in there:
+            continue
+        try:
+            replaced = saves.save_id_of(name)
+        except (CheckpointError, OSError):
+            continue
+        if replaced != save_id:
+            commit.keep(os.path.join(directory, name), kept_name(replaced, name))
+
+
+def release_kept(commit: _native.Commit, directory: str, step: int) -> None:
+    """Remove the second names of files that a newer, whole save of the step has replaced.
+
+    Before that, the directory is fsynced: the new names may be those of other ranks, which have not
+    come to their fsync yet.
+    """
+    try:
+        files = survey_steps(directory).get(step)
+        superseded = [] if files is None or not files.kept else _superseded(directory, files)
+        if superseded:
+            commit.discard(directory, superseded)
+    except FileNotFoundError:
+        # Another rank removes the same files.
+        return
+    except OSError as error:
+        # The save is whole and durable; what is left takes space, and the next save tries again.
+        logger.warning(f"Files that were replaced in {directory} could not be removed: {error}")
+
+
+def release_unreplaced(
+    commit: _native.Commit, directory: str, step: int, names: Iterable[str]
+) -> None:
+    """After a save that failed, remove the second names of its files that still have their first.
+
+    Only of files of this rank: another may be about to replace its own.
+    """
+    own = {*names}
+    try:
+        files = survey_steps(directory).get(step, StepFiles(step))
+        unreplaced = [
+            name
+            for name in files.kept_names()
+            if own_name(name) in own and _is_same_file(directory, name, own_name(name))
+        ]
+        if unreplaced:
+            commit.discard(directory, unreplaced)
+    except OSError as error:
+        # The error of the save is the one to raise.
+        logger.warning(f"Second names of files in {directory} could not be removed: {error}")
+
+
+def superseded_names(directory: str, files: StepFiles) -> list[str]:
+    """Return the second names in a step that a newer, whole save has made useless.
+
+    Raises:
+        CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
+    """
+    save = StepSaves(directory, files).newest_whole(optimizer=True)
+    visible = {os.path.basename(path) for path in save.paths()}
+    # Every rank saves in the same order, so a save that the whole one has replaced in one place is
+    # older everywhere. Of any other nothing is known: a rank may be ahead, and it be newer.
+    older = [
+        kept
+        for save_id, kept in sorted(files.kept.items())
+        if save_id != save.save_id and any(own_name(name) in visible for name in kept.names())
+    ]
+    return [name for kept in older for name in kept.names()]
+
+
+def _superseded(directory: str, files: StepFiles) -> list[str]:
+    try:
+        return superseded_names(directory, files)
+    except (CheckpointError, FileNotFoundError):
+        # Other ranks are not finished.
+        return _unfinished(directory, files)
+
+
+def _unfinished(directory: str, files: StepFiles) -> list[str]:
+    """Return the second names in a step that was never whole, except for those of the last saves."""
+    by_age = sorted(files.kept.values(), key=lambda kept: _change_time(directory, kept))
+    return [name for kept in by_age[:-_UNFINISHED_MAX] for name in kept.names()]
+
+
+def _change_time(directory: str, kept: StepFiles) -> int:
+    return max(os.lstat(os.path.join(directory, name)).st_ctime_ns for name in kept.names())
+
+
+def _is_same_file(directory: str, kept: str, name: str) -> bool:
+    try:
+        return os.path.samefile(os.path.join(directory, kept), os.path.join(directory, name))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,117 @@
+"""Agree on the save id of a step: one number that all ranks write into their files of one save.
+
+There is no collective and no waiting: the first rank that asks puts its proposal into the store of
+torch.distributed, and the others find it there. Which save of which step a rank means follows from
+the directory's name, the step, and how often this process has saved that step.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed
+
+# Fourteen digits is what the serialization id has room for; 0 stands for none.
+_SAVE_ID_END = 10**14
+
+_Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class SaveIdentity:
+    """What the archives of one save have in common.
+
+    Attributes:
+        save_id: The number; 0 where this rank cannot know that of the others.
+        shards: Number of optimizer shards in the step.
+    """
+
+    save_id: int
+    shards: int
+
+
+_lock = threading.Lock()
+# How often this process has begun to save a step, by directory name and step.
+_saves_begun: Counter[tuple[str, int]] = Counter()
+_override: SaveIdentity | None = None
+
+
+def begin_save(
+    checkpoint_dir: _Path, step: int, rank: int, *, saves_optimizer: bool, world_size: int | None
+) -> SaveIdentity:
+    """Return the identity of the save that this rank begins now.
+
+    Every call counts, also one of a rank that has nothing to write: the counts are what keeps the
+    ranks together when a step is saved again.
+    """
+    key = _count_save(checkpoint_dir, step)
+    if _override is not None:
+        return SaveIdentity(_override.save_id, _override.shards if saves_optimizer else 0)
+    store = default_store()
+    if world_size is None:
+        world_size = 1 if store is None else torch.distributed.get_world_size()
+    shards = world_size if saves_optimizer else 0
+    if rank > 0 and (store is None or not saves_optimizer):
+        # Without a process group the ranks cannot agree, and nobody asks a rank without files.
+        return SaveIdentity(0, 0)
+    proposed = secrets.randbelow(_SAVE_ID_END - 1) + 1
+    if store is None:
+        return SaveIdentity(proposed, shards)
+    # An empty expectation sets the value where there is none; what is there then is returned.
+    agreed = store.compare_set(f"fastckpt/save_id/{key}", "", str(proposed))
+    return SaveIdentity(int(agreed), shards)
+
+
+def current_save(checkpoint_dir: _Path, step: int) -> str:
+    """Return the key of the last save of a step that this process has begun."""
+    name = _directory_name(checkpoint_dir)
+    with _lock:
+        return f"{name}/{step}/{_saves_begun[name, step]}"
+
+
+def default_store() -> Any:
+    """Return the store of torch.distributed; None where that is not initialised."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
+@contextmanager
+def agreed(save_id: int, world_size: int) -> Iterator[None]:
+    """Save under an id that was agreed on by other means than torch.distributed.
+
+    For launchers of their own, and for one process that saves the parts of several ranks. Holds for
+    all threads of the process.
+
+    Args:
+        save_id: 1 to 10^14 - 1, another one for each save.
+        world_size: Number of ranks that save optimizer state.
+    """
+    global _override
+    if not 1 <= save_id < _SAVE_ID_END:
+        raise ValueError(f"save_id must be 1 to {_SAVE_ID_END - 1}, not {save_id}")
+    previous = _override
+    _override = SaveIdentity(save_id, world_size)
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def _count_save(checkpoint_dir: _Path, step: int) -> str:
+    name = _directory_name(checkpoint_dir)
+    with _lock:
+        _saves_begun[name, step] += 1
+        return f"{name}/{step}/{_saves_begun[name, step]}"
+
+
+def _directory_name(checkpoint_dir: _Path) -> str:
+    # The name alone: the path may differ from machine to machine.
+    return os.path.basename(os.path.abspath(os.fsdecode(checkpoint_dir)))

@@ -1,0 +1,267 @@
+//! Files that become visible whole or not at all.
+//!
+//! A file is written under a temporary name in the directory it goes to, made durable there, and
+//! renamed: until the rename a reader finds what was there before, from then on the new file.
+//! Fsync of the file comes before the rename, so that a power cut cannot leave the name with half
+//! of the bytes; fsync of the directory comes after it, so that the rename itself survives one.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Phase, Result};
+use crate::files::{self, Directory, File, Files};
+use crate::job::{self, Observer};
+use crate::stale;
+use crate::write::{self, ArchivePlan, SaveStager, WriteOptions, Written};
+
+mod keep;
+mod resolve;
+mod space;
+mod temp;
+
+use keep::MovedAside;
+use resolve::Destination;
+use temp::TempFile;
+
+/// Files that are written one after the other and published in an order of the caller's choice.
+///
+/// What was not published when it is dropped is removed.
+#[derive(Debug)]
+pub struct Commit {
+    files: Arc<dyn Files>,
+    sync: bool,
+    directories: Vec<(PathBuf, Arc<dyn Directory>)>,
+    /// Directories from which the files of dead processes have been removed.
+    swept: Vec<PathBuf>,
+    pending: Vec<Pending>,
+    /// Directories in which files have got second names that are not durable yet.
+    kept_in: Vec<PathBuf>,
+    /// Files that got another name because they could not get a second one.
+    moved_aside: Vec<MovedAside>,
+}
+
+/// A file that is complete under its temporary name.
+#[derive(Debug)]
+struct Pending {
+    path: PathBuf,
+    destination: Destination,
+    temp: TempFile,
+}
+
+impl Commit {
+    /// Begins. With `sync` every file is on the disk before it is renamed, and the rename before
+    /// `publish` returns; without it both survive a crash of the process, but not a power cut.
+    #[must_use]
+    pub fn new(files: Arc<dyn Files>, sync: bool) -> Self {
+        Self {
+            files,
+            sync,
+            directories: Vec::new(),
+            swept: Vec::new(),
+            pending: Vec::new(),
+            kept_in: Vec::new(),
+            moved_aside: Vec::new(),
+        }
+    }
+
+    /// Creates a directory and those above it, as far as they are missing, and makes that durable.
+    pub fn create_directory(&mut self, path: &Path, observer: &mut dyn Observer) -> Result<()> {
+        match self.files.create_directory(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // Opening says whether it is a directory, or leads to one.
+                return match self.directory(path) {
+                    Err(Error::Io { source, .. })
+                        if source.kind() == io::ErrorKind::NotADirectory =>
+                    {
+                        Err(Error::io(Phase::CreateDirectory, path)(error))
+                    }
+                    other => other.map(drop),
+                };
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = path
+                    .parent()
+                    .filter(|parent| !parent.as_os_str().is_empty());
+                let parent =
+                    parent.ok_or_else(|| Error::io(Phase::CreateDirectory, path)(error))?;
+                self.create_directory(parent, observer)?;
+                match self.files.create_directory(path) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(Error::io(Phase::CreateDirectory, path)(error));
+                    }
+                    _ => {}
+                }
+            }
+            Err(error) => return Err(Error::io(Phase::CreateDirectory, path)(error)),
+        }
+        if self.sync {
+            let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
+            sync_directory(&parent, observer)?.map_err(Error::io(Phase::SyncDirectory, path))?;
+        }
+        Ok(())
+    }
+
+    /// Writes an archive for `path`, under a temporary name beside it.
+    pub fn write_archive(
+        &mut self,
+        path: &Path,
+        plan: &ArchivePlan,
+        options: &WriteOptions,
+        observer: &mut dyn Observer,
+        stager: Option<&mut dyn SaveStager>,
+    ) -> Result<Written> {
+        let direct = options.direct.unwrap_or(self.sync);
+        self.write(
+            path,
+            plan.nbytes(),
+            direct,
+            observer,
+            |file, temp_path, direct, observer| {
+                write::write_to_file(file, temp_path, direct, plan, options, observer, stager)
+            },
+        )
+    }
+
+    /// Writes a small file for `path`, under a temporary name beside it.
+    pub fn write_bytes(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        self.write(
+            path,
+            bytes.len() as u64,
+            false,
+            observer,
+            |file, temp_path, _direct, _observer| {
+                files::write_all_at(&**file, bytes, 0).map_err(Error::io(Phase::Write, temp_path))
+            },
+        )
+    }
+
+    fn write<T>(
+        &mut self,
+        path: &Path,
+        nbytes: u64,
+        direct: bool,
+        observer: &mut dyn Observer,
+        fill: impl FnOnce(&Arc<dyn File>, &Path, bool, &mut dyn Observer) -> Result<T>,
+    ) -> Result<T> {
+        let destination = self.resolve(path)?;
+        self.sweep(&destination);
+        let (temp, direct) = TempFile::create(path, &destination, direct)?;
+        let filled = fill(&temp.file, path, direct, observer).and_then(|filled| {
+            if self.sync {
+                sync_file(&temp.file, path, nbytes, observer)?;
+            }
+            Ok(filled)
+        });
+        match filled {
+            Ok(filled) => {
+                self.pending.push(Pending {
+                    path: path.to_owned(),
+                    destination,
+                    temp,
+                });
+                Ok(filled)
+            }
+            Err(error) => {
+                drop(temp);
+                Err(space::name_shortage(error, nbytes, &*destination.directory))
+            }
+        }
+    }
+
+    /// Removes what dead processes left where this file goes, once for each directory.
+    fn sweep(&mut self, destination: &Destination) {
+        if self.swept.contains(&destination.directory_path) {
+            return;
+        }
+        self.swept.push(destination.directory_path.clone());
+        // Elsewhere a lock may say nothing about the processes of other machines, which save to
+        // the same directory: their files are left alone.
+        if !destination.directory.is_local().unwrap_or(false) {
+            return;
+        }
+        // The save does not depend on what else is in the directory, so it does not fail over it.
+        let _not_listed = stale::remove_stale(
+            &*self.files,
+            &destination.directory_path,
+            &*destination.directory,
+        );
+    }
+
+    /// Gives the files written for `paths` their names, in this order, and makes that durable.
+    /// The second names that [`keep`](Self::keep) gave are made durable before.
+    pub fn publish(&mut self, paths: &[&Path], observer: &mut dyn Observer) -> Result<()> {
+        self.sync_kept(observer)?;
+        // Each directory, and a file that has got its name in it.
+        let mut touched: Vec<(Destination, PathBuf)> = Vec::new();
+        for path in paths {
+            let position = self
+                .pending
+                .iter()
+                .position(|pending| pending.path == *path)
+                .ok_or_else(|| {
+                    let source = io::Error::new(
+                        io::ErrorKind::NotFound,
+                        "no file was written for this path",
+                    );
+                    Error::Io {
+                        phase: Phase::Rename,
+                        path: path.to_path_buf(),
+                        source,
+                    }
+                })?;
+            let Pending {
+                path,
+                destination,
+                mut temp,
+            } = self.pending.remove(position);
+            destination
+                .directory
+                .rename(&temp.name, &destination.name)
+                .map_err(Error::io(Phase::Rename, &path))?;
+            temp.has_moved = true;
+            self.moved_aside.drain(..).for_each(MovedAside::settle);
+            let is_known = |(known, _): &(Destination, PathBuf)| {
+                known.directory_path == destination.directory_path
+            };
+            if !touched.iter().any(is_known) {
+                touched.push((destination, path));
+            }
+        }
+        if self.sync {
+            for (destination, path) in touched {
+                sync_directory(&destination.directory, observer)?
+                    .map_err(|source| Error::CommitUnknown { path, source })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a file durable, without holding up an interruption.
+fn sync_file(
+    file: &Arc<dyn File>,
+    path: &Path,
+    nbytes: u64,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let file = Arc::clone(file);
+    // One attempt: after a failed fsync the kernel forgets which pages it could not write,
+    // and a second one would report success over lost data.
+    job::run_detached(observer, nbytes, move || file.sync())?.map_err(Error::io(Phase::Sync, path))
+}
+
+/// Makes what has changed in a directory durable, without holding up an interruption.
+fn sync_directory(
+    directory: &Arc<dyn Directory>,
+    observer: &mut dyn Observer,
+) -> Result<io::Result<()>> {
+    let directory = Arc::clone(directory);
+    job::run_detached(observer, 0, move || directory.sync())
+}

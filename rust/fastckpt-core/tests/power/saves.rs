@@ -1,0 +1,210 @@
+//! Saving: what one rank does for one step, in the order of `fastckpt.save_checkpoint`, and writers that
+//! do it wrong.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use fastckpt_core::commit::Commit;
+use fastckpt_core::files::Files;
+use fastckpt_core::job::Unobserved;
+use fastckpt_core::write::WriteOptions;
+use fastckpt_core::{Error, Result};
+use fastckpt_format::archive::SaveMark;
+
+use crate::files::{self, DIRECTORY, Seen};
+use crate::protocol::{Shelf, Survey};
+use crate::simulated::SimulatedDisk;
+
+/// How a rank saves: right, or with one thing wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Writer {
+    Careful,
+    /// The file by which a step is found appears before the others.
+    ModelFirst,
+    /// Replaced files get no second name.
+    KeepsNothing,
+    /// Second names are not made durable before the first ones are given away.
+    KeepsUnsynced,
+    /// Second names are removed whether the new save is whole or not.
+    DiscardsUnseen,
+    /// Second names are removed although the new names of other ranks may not be durable.
+    DiscardsUnsynced,
+}
+
+/// One save of one step by all ranks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct StepSave {
+    pub(crate) step: usize,
+    pub(crate) save_id: u64,
+    pub(crate) ranks: usize,
+    pub(crate) writer: Writer,
+}
+
+/// The directory as one rank sees it while it saves.
+struct Live<'a> {
+    disk: &'a SimulatedDisk,
+    rank: usize,
+    files: Arc<dyn Files>,
+}
+
+impl Shelf for Live<'_> {
+    fn names(&self) -> io::Result<Vec<String>> {
+        let names = self.files.names(Path::new(DIRECTORY))?;
+        Ok(names
+            .into_iter()
+            .map(|name| name.into_string().unwrap())
+            .collect())
+    }
+
+    fn look(&self, name: &str) -> io::Result<Seen> {
+        let bytes = files::read(&*self.files, &files::path(name))?;
+        let former = files::parse_kept_name(name).map_or(name, |(_, former)| former);
+        Ok(Seen::of(former, &bytes))
+    }
+
+    fn change_time(&self, name: &str) -> io::Result<usize> {
+        self.disk.change_time(self.rank, &files::path(name))
+    }
+}
+
+/// Blocks as small as they can be and one thread: the order of the writes follows from the file.
+pub(crate) fn options() -> WriteOptions {
+    WriteOptions {
+        threads: NonZeroUsize::new(1),
+        chunk_nbytes: NonZeroUsize::new(4096),
+        direct: None,
+    }
+}
+
+impl StepSave {
+    fn mark(&self) -> SaveMark {
+        SaveMark {
+            shards: u32::try_from(self.ranks).unwrap(),
+            save_id: self.save_id,
+        }
+    }
+
+    /// Saves the part of one rank; it is promised as soon as this returns.
+    pub(crate) fn save(&self, disk: &SimulatedDisk, rank: usize) -> Result<()> {
+        let files = disk.files(rank);
+        let live = Live {
+            disk,
+            rank,
+            files: Arc::clone(&files),
+        };
+        let mut commit = Commit::new(Arc::clone(&files), true);
+        commit.create_directory(Path::new(DIRECTORY), &mut Unobserved)?;
+        let shard = files::shard(self.step, rank);
+        let mut groups = vec![vec![shard.clone()]];
+        self.write_archive(&mut commit, &shard)?;
+        if rank == 0 {
+            groups = self.write_the_rest(&mut commit, shard)?;
+        }
+        self.release(&live, &mut commit);
+        self.keep(&live, &mut commit, &groups.concat())?;
+        if self.writer == Writer::ModelFirst {
+            groups.reverse();
+        }
+        for group in &groups {
+            let paths: Vec<_> = group.iter().map(|name| files::path(name)).collect();
+            let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
+            commit.publish(&paths, &mut Unobserved)?;
+        }
+        self.release(&live, &mut commit);
+        drop(commit);
+        disk.acknowledge(rank, self.save_id);
+        Ok(())
+    }
+
+    /// Writes what rank 0 saves beside its shard; returns all its files, as they become visible.
+    fn write_the_rest(&self, commit: &mut Commit, shard: String) -> Result<Vec<Vec<String>>> {
+        let (model, manifest) = (files::model(self.step), files::manifest(self.step));
+        let meta = files::meta(self.step);
+        self.write_archive(commit, &model)?;
+        for (name, bytes) in [
+            (&manifest, files::manifest_bytes(self.mark())),
+            (&meta, files::meta_bytes(self.save_id)),
+        ] {
+            commit.write_bytes(&files::path(name), &bytes, &mut Unobserved)?;
+        }
+        Ok(vec![vec![shard, manifest, meta], vec![model]])
+    }
+
+    fn write_archive(&self, commit: &mut Commit, name: &str) -> Result<()> {
+        let plan = files::plan(self.mark(), name);
+        let path = files::path(name);
+        commit.write_archive(&path, &plan, &options(), &mut Unobserved, None)?;
+        Ok(())
+    }
+
+    fn keep(&self, live: &Live<'_>, commit: &mut Commit, names: &[String]) -> Result<()> {
+        if self.writer == Writer::KeepsNothing {
+            return Ok(());
+        }
+        let survey = Survey::of(live, self.step).map_err(|source| Error::Io {
+            phase: fastckpt_core::Phase::List,
+            path: DIRECTORY.into(),
+            source,
+        })?;
+        let mut careless = Commit::new(Arc::clone(&live.files), false);
+        for name in names.iter().filter(|name| survey.is_visible(name)) {
+            // A file that cannot be read is of no use to anybody.
+            let Ok(replaced) = survey.save_id_of(name) else {
+                continue;
+            };
+            if replaced != self.save_id {
+                let kept = files::kept_name(replaced, name);
+                let commit = match self.writer {
+                    Writer::KeepsUnsynced => &mut careless,
+                    _ => &mut *commit,
+                };
+                commit.keep(&files::path(name), kept.as_ref())?;
+            }
+        }
+        if self.writer == Writer::KeepsUnsynced {
+            // Without links it would undo what it did, were it to end here.
+            std::mem::forget(careless);
+        }
+        Ok(())
+    }
+
+    /// Removes the second names that nobody needs any more. The save is whole without that: where the
+    /// system refuses, the next save tries again.
+    fn release(&self, live: &Live<'_>, commit: &mut Commit) {
+        let superseded = || -> io::Result<Vec<_>> {
+            let survey = Survey::of(live, self.step)?;
+            if survey.keeps_nothing() {
+                return Ok(Vec::new());
+            }
+            if self.writer == Writer::DiscardsUnseen {
+                return Ok(survey.kept_names(|kept| kept != self.save_id));
+            }
+            survey.superseded()
+        };
+        let names: Vec<_> = superseded()
+            .unwrap_or_default()
+            .into_iter()
+            .map(Into::into)
+            .collect();
+        let mut careless = Commit::new(Arc::clone(&live.files), false);
+        let commit = match self.writer {
+            Writer::DiscardsUnsynced => &mut careless,
+            _ => commit,
+        };
+        let _left = commit.discard(Path::new(DIRECTORY), &names, &mut Unobserved);
+    }
+}
+
+/// Saves one file, as `fastckpt.save` does.
+pub(crate) fn save_file(disk: &SimulatedDisk, name: &str, save_id: u64) -> Result<()> {
+    let mark = SaveMark { shards: 0, save_id };
+    let (plan, path) = (files::plan(mark, name), files::path(name));
+    let mut commit = Commit::new(disk.files(0), true);
+    commit.write_archive(&path, &plan, &options(), &mut Unobserved, None)?;
+    commit.publish(&[&path], &mut Unobserved)?;
+    drop(commit);
+    disk.acknowledge(0, save_id);
+    Ok(())
+}
