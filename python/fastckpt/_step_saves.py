@@ -125,26 +125,32 @@ class StepSaves:
 
     def newest_whole(self, *, optimizer: bool, rank: int | None = None) -> StepSave:
         """Return the newest save that has what is asked for; for the errors see `read_save`."""
+        save_id = self._newest_whole(optimizer=optimizer)
+        if rank is not None:
+            # Not part of the choice: all ranks have to choose the same save.
+            model = self._find(save_id, lambda files: files.model)
+            for problem in (
+                () if model is None else self._rank_problems(save_id, self.part(model), rank)
+            ):
+                raise self._incomplete(problem)
+        return self._assemble(save_id, optimizer=optimizer, rank=rank)
+
+    def _newest_whole(self, *, optimizer: bool) -> int:
         visible = None if self._files.model is None else self.part(self._files.model).save_id
         problems: list[Problem] = []
         if visible is not None:
-            problems = list(self._problems(visible, optimizer=optimizer, rank=rank))
+            problems = list(self._problems(visible, optimizer=optimizer))
             if not problems:
-                return self._assemble(visible, optimizer=optimizer, rank=rank)
-        # The kept save of which the fewest files have been replaced since is the newest.
+                return visible
         whole = [
-            self._assemble(save_id, optimizer=optimizer, rank=rank)
+            self._assemble(save_id, optimizer=optimizer, rank=None)
             for save_id in self._kept_models()
-            if save_id != visible
-            and not any(self._problems(save_id, optimizer=optimizer, rank=rank))
+            if save_id != visible and not any(self._problems(save_id, optimizer=optimizer))
         ]
         if whole:
-            return max(whole, key=lambda save: (self._count_visible(save), save.save_id))
-        if visible is None:
-            raise self._missing_model()
-        raise IncompleteCheckpointError(
-            problems[0].message, path=os.path.join(self._directory, problems[0].name)
-        )
+            # The kept save of which the fewest files have been replaced since is the newest.
+            return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
+        raise self._incomplete(problems[0]) if problems else self._missing_model()
 
     def problems(self) -> list[Problem]:
         """Return all that keeps the visible save from being whole, every rank's shard included."""
@@ -196,17 +202,13 @@ class StepSaves:
 
     # What belongs to one save.
 
-    def _problems(
-        self, save_id: int, *, optimizer: bool, rank: int | None = None
-    ) -> Iterator[Problem]:
+    def _problems(self, save_id: int, *, optimizer: bool) -> Iterator[Problem]:
         model = self._find(save_id, lambda files: files.model)
         if model is None:
             yield self._problem(StepName("model", self._files.step))
             return
         if optimizer:
             yield from self._shard_problems(save_id, self.part(model))
-        if rank is not None:
-            yield from self._rank_problems(save_id, self.part(model), rank)
         yield from self._meta_problems(save_id)
 
     def _shard_problems(self, save_id: int, model: Part) -> Iterator[Problem]:
@@ -370,6 +372,10 @@ class StepSaves:
         return sum(not os.path.basename(path).startswith(".") for path in save.paths())
 
     # What to say.
+
+    def _incomplete(self, problem: Problem) -> IncompleteCheckpointError:
+        path = os.path.join(self._directory, problem.name)
+        return IncompleteCheckpointError(problem.message, path=path)
 
     def _shard(self, rank: int) -> StepName:
         return StepName("optimizer", self._files.step, rank)

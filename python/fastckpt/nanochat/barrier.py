@@ -2,7 +2,6 @@
 
 import os
 import time
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed
@@ -54,26 +53,15 @@ def _meet(store: Any, directory: str, step: int, timeout_secs: float) -> None:
     prefix = f"fastckpt/committed/{current_save(directory, step)}"
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     store.set(f"{prefix}/{rank}", "1")
-    waiting = set(range(world_size))
+    keys = [f"{prefix}/{other}" for other in range(world_size)]
     deadline = time.monotonic() + timeout_secs
-    while True:
-        waiting = {other for other in waiting if not store.check([f"{prefix}/{other}"])}
-        if not waiting:
-            return
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            named = ", ".join(map(str, sorted(waiting)))
+    # Not store.wait: it logs each time that it has waited in vain.
+    while not store.check(keys):
+        if time.monotonic() >= deadline:
+            absent = [str(other) for other, key in enumerate(keys) if not store.check([key])]
             message = (
                 f"step {step} in {directory} may not be whole: no word of its being saved from "
-                f"rank {named} within {timeout_secs:g} s"
+                f"rank {', '.join(absent)} within {timeout_secs:g} s"
             )
             raise IncompleteCheckpointError(message, path=directory)
-        _wait(store, [f"{prefix}/{other}" for other in sorted(waiting)], min(remaining, _POLL_SECS))
-
-
-def _wait(store: Any, keys: list[str], timeout_secs: float) -> None:
-    try:
-        store.wait(keys, timedelta(seconds=timeout_secs))
-    except RuntimeError:
-        # The time is up: torch.distributed's own error for it is a RuntimeError.
-        return
+        time.sleep(_POLL_SECS)

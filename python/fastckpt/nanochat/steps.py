@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastckpt import _native, _pickling, _save
-from fastckpt._configuration import configured_alignment
 from fastckpt._manifest import Manifest, ManifestFile
 
 from .discovery import StepPaths
@@ -105,15 +104,6 @@ class _Archive:
     contents: str
     pickled: _pickling.Pickled
 
-    def nbytes(self) -> int:
-        """Return the exact size that the file will have."""
-        return _native.archive_nbytes(
-            self.path,
-            len(self.pickled.data),
-            [storage.nbytes() for storage in self.pickled.storages],
-            alignment=configured_alignment(),
-        )
-
 
 @dataclass
 class _RankFiles:
@@ -132,7 +122,9 @@ class _RankFiles:
     def nbytes(self) -> int:
         """Return the size of all of them together."""
         small = 0 if self.meta is None else len(self.meta) + _MANIFEST_NBYTES
-        return small + sum(archive.nbytes() for archive in self.archives())
+        return small + sum(
+            _save.nbytes_of(archive.path, archive.pickled) for archive in self.archives()
+        )
 
 
 def _archive(path: str, contents: str, data: object) -> _Archive:
