@@ -5,13 +5,15 @@
 #   make demo   trains, kills, resumes and verifies: what the project is for, in two minutes
 #   make test   cargo test and pytest
 #
-# Variables: PYTHON (python3), VENV (.venv), MARK (which pytest marks), PYTEST_ARGS, FUZZ_SECS.
+# Variables: PYTHON (python3), VENV (.venv), MARK (which pytest marks), PYTEST_ARGS, BENCH_ARGS,
+# FUZZ_SECS, CAMPAIGN_ARGS.
 
 PYTHON ?= python3
 VENV ?= .venv
 MARK ?= not slow
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+CAMPAIGN_ARGS ?=
 FUZZ_SECS ?= 60
 
 BIN := $(VENV)/bin
@@ -30,7 +32,7 @@ RUST_TEST := --workspace --exclude fastckpt-py
 
 .DEFAULT_GOAL := all
 .PHONY: all develop demo test test-rust test-python test-matrix lint lint-rust lint-python \
-	format bench fuzz clean
+	format bench fuzz campaign clean
 
 all:
 	$(MAKE) format
@@ -89,6 +91,10 @@ bench: $(BUILT)
 
 fuzz:
 	.ci/fuzz $(FUZZ_SECS)
+
+# Hours, not minutes. Stop it with Ctrl-C; it goes on where it was. See docs/testing.md.
+campaign: $(BUILT)
+	$(BIN)/python -m tests.campaign $(CAMPAIGN_ARGS)
 
 clean:
 	rm -rf $(VENV) target build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
