@@ -136,21 +136,35 @@ class StepSaves:
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
-        visible = None if self._files.model is None else self.part(self._files.model).save_id
-        problems: list[Problem] = []
-        if visible is not None:
-            problems = list(self._problems(visible, optimizer=optimizer))
-            if not problems:
-                return visible
-        whole = [
-            self._assemble(save_id, optimizer=optimizer, rank=None)
-            for save_id in self._kept_models()
-            if save_id != visible and not any(self._problems(save_id, optimizer=optimizer))
-        ]
-        if whole:
-            # The kept save of which the fewest files have been replaced since is the newest.
-            return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
-        raise self._incomplete(problems[0]) if problems else self._missing_model()
+        reason: CheckpointError | FileNotFoundError = self._missing_model()
+        if self._files.model is not None:
+            try:
+                visible = self.part(self._files.model).save_id
+                problem = next(self._problems(visible, optimizer=optimizer), None)
+                if problem is None:
+                    return visible
+                reason = self._incomplete(problem)
+            except CheckpointError as error:
+                reason = error
+        kept = [self._kept_whole(save_id, optimizer) for save_id in sorted(self._files.kept)]
+        whole = [save for save in kept if save is not None]
+        if not whole:
+            raise reason
+        # The kept save of which the fewest files have been replaced since is the newest.
+        return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
+
+    def _kept_whole(self, save_id: int, optimizer: bool) -> StepSave | None:
+        """Return a save of which the model is kept, if it is whole."""
+        model = self._files.kept[save_id].model
+        try:
+            if model is None or self.part(model).save_id != save_id:
+                return None
+            if any(self._problems(save_id, optimizer=optimizer)):
+                return None
+            return self._assemble(save_id, optimizer=optimizer, rank=None)
+        except CheckpointError:
+            # Damaged; what is wrong with the visible save is what will be said.
+            return None
 
     def problems(self) -> list[Problem]:
         """Return all that keeps the visible save from being whole, every rank's shard included."""
@@ -316,13 +330,6 @@ class StepSaves:
     def _kept_shards(self, save_id: int) -> dict[int, str]:
         kept = self._files.kept.get(save_id)
         return {} if kept is None else kept.shards
-
-    def _kept_models(self) -> list[int]:
-        return [
-            save_id
-            for save_id, kept in sorted(self._files.kept.items())
-            if kept.model is not None and self.part(kept.model).save_id == save_id
-        ]
 
     def _find_manifest(self, save_id: int) -> str | None:
         if save_id == NO_SAVE_ID:
