@@ -150,14 +150,37 @@ def show_resume(work: Path, chance: random.Random) -> Path:
         f"all {len(losses)} losses of the killed run, {len(losses) - STEPS} of them of steps that it did twice, "
         "are bit for bit those of the undisturbed run",
     )
-    name = f"model_{STEPS:06d}.pt"
-    same_files = (undisturbed / name).read_bytes() == (killed / name).read_bytes()
-    check(same_files, f"the two files {name} are the same, byte for byte")
+    same_state = same_tensors(undisturbed, killed)
+    check(same_state, f"model and optimizer of step {STEPS} are the same in both, bit for bit")
     check(
-        fastckpt.find_last_step(killed) == STEPS and not temporary_files(killed),
+        fastckpt.find_last_good_step(killed) == STEPS and not temporary_files(killed),
         f"the last step is {STEPS}; what the kills left unfinished, later saves have removed",
     )
     return killed
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    """Compare the last step of two runs, through torch.load: every tensor, every bit."""
+    for name in (f"model_{STEPS:06d}.pt", f"optim_{STEPS:06d}_rank0.pt"):
+        tensors = [list_tensors(torch.load(run / name)) for run in (first, second)]
+        same = (
+            torch.equal(a.view(-1).view(torch.uint8), b.view(-1).view(torch.uint8))
+            for a, b in zip(*tensors, strict=True)
+        )
+        if not all(same):
+            return False
+    return True
+
+
+def list_tensors(value: object) -> list[torch.Tensor]:
+    """Return the tensors in nested dicts, in order."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return (
+        [t for item in value.values() for t in list_tensors(item)]
+        if isinstance(value, dict)
+        else []
+    )
 
 
 def print_losses(expected: dict[int, str], losses: list[tuple[int, str]]) -> None:

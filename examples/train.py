@@ -2,7 +2,7 @@
 
     python -m examples.train RUN_DIR --steps 48 --save-every 8
 
-Started again with `--resume`, it goes on from the last step that is in RUN_DIR. Each step's loss is
+Started again with `--resume`, it goes on from the last step that is whole in RUN_DIR. Each step's loss is
 added to RUN_DIR/losses.jsonl, exactly (`float.hex`).
 """
 
@@ -20,7 +20,7 @@ import torch
 from examples.gpt import GPT, GPTConfig
 from torch import Tensor
 
-from fastckpt import find_last_step, load_checkpoint, save_checkpoint
+from fastckpt import find_last_good_step, load_checkpoint, save_checkpoint
 
 SEED = 1337
 BATCH_SIZE = 8
@@ -123,6 +123,14 @@ class Run:
         return float(loss.item())
 
 
+def last_save(directory: Path) -> int:
+    """Return the step to go on from; 0 where the run ended before its first save."""
+    try:
+        return find_last_good_step(directory)
+    except FileNotFoundError:
+        return 0
+
+
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the small GPT.")
@@ -138,8 +146,8 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     arguments.directory.mkdir(parents=True, exist_ok=True)
     run = Run(arguments.directory, GPTConfig(dropout=0.1))
-    first = find_last_step(arguments.directory) if arguments.resume else 0
-    if arguments.resume:
+    first = last_save(arguments.directory) if arguments.resume else 0
+    if first:
         run.resume(first)
     run.model.train()
     with open(arguments.directory / "losses.jsonl", "a", encoding="utf-8") as losses:
