@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -263,6 +264,25 @@ def test_steps_go_by_number_not_by_time(run: Path) -> None:
     for name in os.listdir(run):
         os.utime(run / name, (1, 1) if "000010" in name else (2**31, 2**31))
     assert fastckpt.find_last_good_step(run) == STEP
+
+
+def test_a_refusal_leaves_no_file_open(run: Path) -> None:
+    """An exception in a local variable is a cycle: base_train runs without the collector."""
+    save_ranks(run, 2, 0, step=20)
+    os.truncate(run / "model_000010.pt", 700)
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            assert fastckpt.find_last_good_step(run) == 5
+            assert not fastckpt.verify(run).ok
+            for step in (STEP, 20, 30):
+                with pytest.raises((fastckpt.CheckpointError, FileNotFoundError)):
+                    fastckpt.load_checkpoint(run, step, "cpu", load_optimizer=True)
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
 
 
 # load_optimizer_state and load_model_from_dir

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ._manifest import Manifest, read_manifest
@@ -136,22 +137,24 @@ class StepSaves:
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
-        reason: CheckpointError | FileNotFoundError = self._missing_model()
-        if self._files.model is not None:
-            try:
-                visible = self.part(self._files.model).save_id
-                problem = next(self._problems(visible, optimizer=optimizer), None)
-                if problem is None:
-                    return visible
-                reason = self._incomplete(problem)
-            except CheckpointError as error:
-                reason = error
+        # No exception is kept in a variable: through its traceback it would hold every archive open.
+        with suppress(CheckpointError, FileNotFoundError):
+            return self._visible_whole(optimizer)
         kept = [self._kept_whole(save_id, optimizer) for save_id in sorted(self._files.kept)]
         whole = [save for save in kept if save is not None]
-        if not whole:
-            raise reason
-        # The kept save of which the fewest files have been replaced since is the newest.
-        return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
+        if whole:
+            # The kept save of which the fewest files have been replaced since is the newest.
+            return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
+        return self._visible_whole(optimizer)
+
+    def _visible_whole(self, optimizer: bool) -> int:
+        """Return the save of the visible model, if it is whole; else raise what is wrong with it."""
+        if self._files.model is None:
+            raise self._missing_model()
+        save_id = self.part(self._files.model).save_id
+        for problem in self._problems(save_id, optimizer=optimizer):
+            raise self._incomplete(problem)
+        return save_id
 
     def _kept_whole(self, save_id: int, optimizer: bool) -> StepSave | None:
         """Return a save of which the model is kept, if it is whole."""

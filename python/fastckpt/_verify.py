@@ -184,7 +184,8 @@ class _StepState:
     save_id: int | None = None
     missing: tuple[str, ...] = ()
     torn: tuple[str, ...] = ()
-    error: CheckpointError | None = None
+    #: A file that is not the one that was saved, and the words for it.
+    changed: tuple[str | None, str] = (None, "")
 
     @classmethod
     def of(cls, directory: str, step: StepFiles) -> _StepState:
@@ -196,21 +197,23 @@ class _StepState:
             save = saves.newest_whole(optimizer=True)
             return cls(tuple(save.paths()), save.save_id or None)
         except (CheckpointError, OSError) as error:
-            reason = None if isinstance(error, OSError) else error
+            # The words alone: an exception in a variable holds what its frames have open.
+            changed = (None, "") if isinstance(error, OSError) else (error.path, str(error))
         try:
             problems = saves.problems()
         except (CheckpointError, OSError):
             # A file cannot be opened, which its own report says; the names are what is left.
-            return cls(missing=step.missing(), error=reason)
+            return cls(missing=step.missing(), changed=changed)
         missing = tuple(problem.name for problem in problems if problem.missing)
         torn = tuple(problem.message for problem in problems if not problem.missing)
-        return cls(missing=missing, torn=torn, error=reason)
+        return cls(missing=missing, torn=torn, changed=changed)
 
     def judge(self, file: FileReport) -> FileReport:
         """Add what only the rest of the step shows: that a file is not the one that was saved."""
-        if self.error is None or self.error.path != file.path or file.status is not Status.GOOD:
+        path, words = self.changed
+        if path != file.path or file.status is not Status.GOOD:
             return file
-        damage = Damage(file.path, None, (), 0, file.nbytes, None, None, str(self.error))
+        damage = Damage(file.path, None, (), 0, file.nbytes, None, None, words)
         return dataclasses.replace(file, status=Status.DAMAGED, damages=(damage,))
 
 

@@ -123,18 +123,19 @@ def find_last_good_step(
     if verify not in ("quick", "full"):
         raise ValueError(f"verify must be 'quick' or 'full', not {verify!r}")
     directory = os.fspath(checkpoint_dir)
-    reason: Exception | None = None
+    # The words alone: an exception in a variable holds what its frames have open.
+    reason = ""
     for step in _steps(directory):
         try:
             _check_step(directory, step, world_size, verify)
         except (CheckpointError, FileNotFoundError) as error:
-            reason = reason or error
+            reason = reason or str(error)
         else:
             return step
-    if reason is None:
+    if not reason:
         raise FileNotFoundError(f"No checkpoints found in {checkpoint_dir}")
     message = f"no step in {directory} is whole; of the newest: {reason}"
-    raise IncompleteCheckpointError(message, path=directory) from reason
+    raise IncompleteCheckpointError(message, path=directory)
 
 
 def newest_good_model(directory: str) -> tuple[int, list[int]]:
@@ -145,19 +146,19 @@ def newest_good_model(directory: str) -> tuple[int, list[int]]:
         IncompleteCheckpointError: None of the steps has both.
     """
     passed_over: list[int] = []
-    reason: Exception | None = None
+    reason = ""
     for step in _steps(directory):
         try:
             read_save(directory, step, optimizer=False)
         except (CheckpointError, FileNotFoundError) as error:
             passed_over.append(step)
-            reason = reason or error
+            reason = reason or str(error)
         else:
             return step, passed_over
-    if reason is None:
+    if not reason:
         raise FileNotFoundError(f"No checkpoints found in {directory}")
     message = f"no step in {directory} has a whole model and meta; of the newest: {reason}"
-    raise IncompleteCheckpointError(message, path=directory) from reason
+    raise IncompleteCheckpointError(message, path=directory)
 
 
 def add_advice(error: Exception, directory: str, step: int) -> None:
