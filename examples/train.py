@@ -131,6 +131,21 @@ def last_save(directory: Path) -> int:
         return 0
 
 
+def train(run: Run, steps: int, save_every: int, losses: Path, *, resume: bool) -> None:
+    """Train to step `steps`, from the last whole checkpoint or from the beginning."""
+    first = last_save(run.directory) if resume else 0
+    if first:
+        run.resume(first)
+    run.model.train()
+    with open(losses, "a", encoding="utf-8") as file:
+        for step in range(first + 1, steps + 1):
+            loss = run.train_step()
+            file.write(json.dumps({"step": step, "loss": loss.hex()}) + "\n")
+            file.flush()
+            if step % save_every == 0 or step == steps:
+                run.save(step)
+
+
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the small GPT.")
@@ -143,20 +158,16 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     # Sums in another order give other bits: one thread, whatever else the machine is doing.
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    arguments.directory.mkdir(parents=True, exist_ok=True)
-    run = Run(arguments.directory, GPTConfig(dropout=0.1))
-    first = last_save(arguments.directory) if arguments.resume else 0
-    if first:
-        run.resume(first)
-    run.model.train()
-    with open(arguments.directory / "losses.jsonl", "a", encoding="utf-8") as losses:
-        for step in range(first + 1, arguments.steps + 1):
-            loss = run.train_step()
-            losses.write(json.dumps({"step": step, "loss": loss.hex()}) + "\n")
-            losses.flush()
-            if step % arguments.save_every == 0 or step == arguments.steps:
-                run.save(step)
+    directory: Path = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    run = Run(directory, GPTConfig(dropout=0.1))
+    train(
+        run,
+        arguments.steps,
+        arguments.save_every,
+        directory / "losses.jsonl",
+        resume=arguments.resume,
+    )
 
 
 if __name__ == "__main__":

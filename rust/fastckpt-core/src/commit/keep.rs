@@ -41,6 +41,14 @@ impl Commit {
         let has_links = link(&destination, kept, &replaced)
             .map_err(|error| Error::io(Phase::Keep, path)(error))?;
         if !has_links {
+            if self.sync && self.moved_aside.is_empty() {
+                // Hidden names that were discarded must not come back now that a file is about to
+                // have nothing else: with two whole saves under hidden names, none is the newer one.
+                destination
+                    .directory
+                    .sync()
+                    .map_err(Error::io(Phase::SyncDirectory, path))?;
+            }
             destination
                 .directory
                 .rename(&destination.name, kept)

@@ -32,6 +32,8 @@ pub struct Commit {
     files: Arc<dyn Files>,
     sync: bool,
     directories: Vec<(PathBuf, Arc<dyn Directory>)>,
+    /// Directories whose names are known to be durable in those above them.
+    durable_directories: Vec<PathBuf>,
     /// Directories from which the files of dead processes have been removed.
     swept: Vec<PathBuf>,
     pending: Vec<Pending>,
@@ -58,6 +60,7 @@ impl Commit {
             files,
             sync,
             directories: Vec::new(),
+            durable_directories: Vec::new(),
             swept: Vec::new(),
             pending: Vec::new(),
             kept_in: Vec::new(),
@@ -66,39 +69,52 @@ impl Commit {
     }
 
     /// Creates a directory and those above it, as far as they are missing, and makes that durable.
+    ///
+    /// One that is there already is made durable too: whoever created it, a rank of the same save or
+    /// a process that was killed, may not have come to that.
     pub fn create_directory(&mut self, path: &Path, observer: &mut dyn Observer) -> Result<()> {
-        match self.files.create_directory(path) {
-            Ok(()) => {}
+        let refused = Error::io(Phase::CreateDirectory, path);
+        let is_new = match self.files.create_directory(path) {
+            Ok(()) => true,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // Opening says whether it is a directory, or leads to one.
-                return match self.directory(path) {
+                match self.directory(path) {
                     Err(Error::Io { source, .. })
                         if source.kind() == io::ErrorKind::NotADirectory =>
                     {
-                        Err(Error::io(Phase::CreateDirectory, path)(error))
+                        return Err(refused(error));
                     }
-                    other => other.map(drop),
-                };
+                    other => other.map(drop)?,
+                }
+                false
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let parent = path
                     .parent()
                     .filter(|parent| !parent.as_os_str().is_empty());
-                let parent =
-                    parent.ok_or_else(|| Error::io(Phase::CreateDirectory, path)(error))?;
+                let Some(parent) = parent else {
+                    return Err(refused(error));
+                };
                 self.create_directory(parent, observer)?;
                 match self.files.create_directory(path) {
                     Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(Error::io(Phase::CreateDirectory, path)(error));
+                        return Err(refused(error));
                     }
-                    _ => {}
+                    _ => true,
                 }
             }
-            Err(error) => return Err(Error::io(Phase::CreateDirectory, path)(error)),
-        }
-        if self.sync {
-            let parent = self.directory(path.parent().unwrap_or(Path::new("")))?;
-            sync_directory(&parent, observer)?.map_err(Error::io(Phase::SyncDirectory, path))?;
+            Err(error) => return Err(refused(error)),
+        };
+        if self.sync && !self.durable_directories.iter().any(|known| known == path) {
+            match self.directory(path.parent().unwrap_or(Path::new(""))) {
+                Ok(parent) => sync_directory(&parent, observer)?
+                    .map_err(Error::io(Phase::SyncDirectory, path))?,
+                // To save below a directory, one need not be allowed to read it.
+                Err(Error::Io { source, .. })
+                    if !is_new && source.kind() == io::ErrorKind::PermissionDenied => {}
+                Err(error) => return Err(error),
+            }
+            self.durable_directories.push(path.to_owned());
         }
         Ok(())
     }
@@ -198,8 +214,8 @@ impl Commit {
     /// The second names that [`keep`](Self::keep) gave are made durable before.
     pub fn publish(&mut self, paths: &[&Path], observer: &mut dyn Observer) -> Result<()> {
         self.sync_kept(observer)?;
-        // Each directory, and a file that has got its name in it.
-        let mut touched: Vec<(Destination, PathBuf)> = Vec::new();
+        // Of each directory, a file that has got its name in it.
+        let mut touched: Vec<Published> = Vec::new();
         for path in paths {
             let position = self
                 .pending
@@ -227,20 +243,49 @@ impl Commit {
                 .map_err(Error::io(Phase::Rename, &path))?;
             temp.has_moved = true;
             self.moved_aside.drain(..).for_each(MovedAside::settle);
-            let is_known = |(known, _): &(Destination, PathBuf)| {
-                known.directory_path == destination.directory_path
+            let is_known = |known: &Published| {
+                known.destination.directory_path == destination.directory_path
             };
             if !touched.iter().any(is_known) {
-                touched.push((destination, path));
+                let file = Arc::clone(&temp.file);
+                touched.push(Published {
+                    path,
+                    destination,
+                    file,
+                });
             }
         }
         if self.sync {
-            for (destination, path) in touched {
-                sync_directory(&destination.directory, observer)?
-                    .map_err(|source| Error::CommitUnknown { path, source })?;
+            for published in touched {
+                published.make_durable(observer)?;
             }
         }
         Ok(())
+    }
+}
+
+/// A file that has got its name.
+struct Published {
+    path: PathBuf,
+    destination: Destination,
+    file: Arc<dyn File>,
+}
+
+impl Published {
+    /// Makes the new name durable, and those that others in the same directory have got.
+    fn make_durable(self, observer: &mut dyn Observer) -> Result<()> {
+        let Self {
+            path,
+            destination,
+            file,
+        } = self;
+        let synced = match sync_directory(&destination.directory, observer)? {
+            // XFS reports success for a directory also when it has shut down and lost the rename;
+            // for a file it does not. Where all is well this costs one flush of an idle disk.
+            Ok(()) => job::run_detached(observer, 0, move || file.sync())?,
+            failed => failed,
+        };
+        synced.map_err(|source| Error::CommitUnknown { path, source })
     }
 }
 
