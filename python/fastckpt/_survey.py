@@ -158,7 +158,7 @@ def survey_steps(path: str) -> dict[int, StepFiles]:
         OSError: It cannot be listed.
     """
     steps: dict[int, StepFiles] = {}
-    for name in sorted(os.listdir(path)):
+    for name in _list(path):
         _add_to_steps(steps, name)
     return steps
 
@@ -171,7 +171,7 @@ def survey_directory(path: str) -> Directory:
     """
     found = Directory(path, [], [], [], [])
     steps: dict[int, StepFiles] = {}
-    for name in sorted(os.listdir(path)):
+    for name in _list(path):
         if _add_to_steps(steps, name):
             continue
         if _TEMPORARY.fullmatch(name):
@@ -185,6 +185,14 @@ def survey_directory(path: str) -> Directory:
             found.others.append(name)
     found.steps = [steps[step] for step in sorted(steps)]
     return found
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while listing the directory"
+        raise
 
 
 def _add_to_steps(steps: dict[int, StepFiles], name: str) -> bool:

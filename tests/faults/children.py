@@ -8,7 +8,8 @@ import signal
 import time
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -208,3 +209,14 @@ def _describe(error: BaseException) -> Raised:
         words=str(error),
         trace="".join(traceback.format_exception(error)),
     )
+
+
+@contextmanager
+def working_in(directory: str | os.PathLike[str]) -> Iterator[None]:
+    """Work in another directory, which a user may be in without a right to go there."""
+    before = os.getcwd()
+    os.chdir(directory)
+    try:
+        yield
+    finally:
+        os.chdir(before)

@@ -11,6 +11,7 @@ from fastckpt import _load
 from fastckpt._step_parts import Part
 from fastckpt._step_saves import StepSave, read_save
 from fastckpt._survey import survey_steps
+from fastckpt._verify import Status
 from fastckpt._verify import verify as verify_paths
 from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 
@@ -75,10 +76,13 @@ def load_checkpoint(
 
 def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = None) -> StepSave:
     """Open the newest whole save of a step; see `read_save`, whose errors it raises."""
-    if not os.path.isdir(directory):
+    try:
+        # Not os.path.isdir, which calls a directory absent that cannot be read.
+        os.stat(directory)
+    except FileNotFoundError as error:
         path = StepPaths(directory, step).model
         message = f"no checkpoint of step {step}, since there is no directory {directory}"
-        raise FileNotFoundError(errno.ENOENT, message, path)
+        raise FileNotFoundError(errno.ENOENT, message, path) from error
     return read_save(directory, step, optimizer=optimizer, rank=rank)
 
 
@@ -174,8 +178,10 @@ def add_advice(error: Exception, directory: str, step: int) -> None:
 def _advice(directory: str, step: int) -> str:
     try:
         others = [other for other in _steps(directory) if other != step]
-    except OSError:
+    except FileNotFoundError:
         return "there is no other step here"
+    except OSError as error:
+        return f"{directory} cannot be listed: {error.strerror}"
     for other in others:
         try:
             _check_step(directory, other, None, "quick")
@@ -216,4 +222,7 @@ def _verify_files(save: StepSave) -> None:
     if not report.ok:
         bad = next(file for file in report.files if file.status is report.status)
         words = bad.damages[0].detail if bad.damages else bad.message
+        if bad.status is Status.IO_ERROR:
+            # Not damage: the step may be good, and an older one must not be taken for the newest.
+            raise OSError(errno.EIO, words, bad.path)
         raise CheckpointError(f"{bad.path}: {words}", path=bad.path)

@@ -60,9 +60,11 @@ fn every_operation_that_fails_is_reported_and_leaves_the_old_file() {
             }
             match result.expect_err(&context) {
                 Error::CommitUnknown { source, .. } => {
-                    // XFS tells of a lost rename only by the fsync of the file, after the directory's.
-                    assert!(["sync_directory", "sync"].contains(name), "{context}");
-                    assert_eq!(source.raw_os_error(), Some(errno), "{context}");
+                    assert_eq!(
+                        (*name, source.raw_os_error()),
+                        ("sync_directory", Some(errno)),
+                        "{context}"
+                    );
                     assert!(
                         std::fs::read(&path).unwrap() == oracle(&storages, 64),
                         "{context}"
@@ -123,8 +125,7 @@ fn the_order_is_write_fsync_rename_fsync_of_the_directory() {
             &"truncate",
             &"sync",
             &"rename",
-            &"sync_directory",
-            &"sync"
+            &"sync_directory"
         ]
     );
 }
@@ -245,10 +246,6 @@ fn directories_are_created_and_their_parents_synced() {
     assert_eq!(script.count("sync_directory"), 3);
     commit.create_directory(&deep, &mut Unobserved).unwrap();
     assert_eq!(script.count("sync_directory"), 3, "nothing was created");
-    // Whoever created it may not have come to that.
-    let mut another = Commit::new(Arc::new(ScriptedFiles(Arc::clone(&script))), true);
-    another.create_directory(&deep, &mut Unobserved).unwrap();
-    assert_eq!(script.count("sync_directory"), 4);
     std::fs::write(scratch.path("file"), b"").unwrap();
     for taken in ["file", "file/below"] {
         let result = commit.create_directory(&scratch.path(taken), &mut Unobserved);

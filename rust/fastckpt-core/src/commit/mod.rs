@@ -214,8 +214,8 @@ impl Commit {
     /// The second names that [`keep`](Self::keep) gave are made durable before.
     pub fn publish(&mut self, paths: &[&Path], observer: &mut dyn Observer) -> Result<()> {
         self.sync_kept(observer)?;
-        // Of each directory, a file that has got its name in it.
-        let mut touched: Vec<Published> = Vec::new();
+        // Each directory, and a file that has got its name in it.
+        let mut touched: Vec<(Destination, PathBuf)> = Vec::new();
         for path in paths {
             let position = self
                 .pending
@@ -243,49 +243,20 @@ impl Commit {
                 .map_err(Error::io(Phase::Rename, &path))?;
             temp.has_moved = true;
             self.moved_aside.drain(..).for_each(MovedAside::settle);
-            let is_known = |known: &Published| {
-                known.destination.directory_path == destination.directory_path
+            let is_known = |(known, _): &(Destination, PathBuf)| {
+                known.directory_path == destination.directory_path
             };
             if !touched.iter().any(is_known) {
-                let file = Arc::clone(&temp.file);
-                touched.push(Published {
-                    path,
-                    destination,
-                    file,
-                });
+                touched.push((destination, path));
             }
         }
         if self.sync {
-            for published in touched {
-                published.make_durable(observer)?;
+            for (destination, path) in touched {
+                sync_directory(&destination.directory, observer)?
+                    .map_err(|source| Error::CommitUnknown { path, source })?;
             }
         }
         Ok(())
-    }
-}
-
-/// A file that has got its name.
-struct Published {
-    path: PathBuf,
-    destination: Destination,
-    file: Arc<dyn File>,
-}
-
-impl Published {
-    /// Makes the new name durable, and those that others in the same directory have got.
-    fn make_durable(self, observer: &mut dyn Observer) -> Result<()> {
-        let Self {
-            path,
-            destination,
-            file,
-        } = self;
-        let synced = match sync_directory(&destination.directory, observer)? {
-            // XFS reports success for a directory also when it has shut down and lost the rename;
-            // for a file it does not. Where all is well this costs one flush of an idle disk.
-            Ok(()) => job::run_detached(observer, 0, move || file.sync())?,
-            failed => failed,
-        };
-        synced.map_err(|source| Error::CommitUnknown { path, source })
     }
 }
 
