@@ -1,0 +1,1 @@
+"""The fault harnesses, run for hours instead of minutes; see docs/testing.md."""
