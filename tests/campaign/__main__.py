@@ -32,7 +32,8 @@ def main() -> int:
         return 0
     failed = False
     if not arguments.skip_seeded_bugs:
-        failed = subprocess.run([sys.executable, "-m", "tests.seeded_bugs"], check=False).returncode
+        command = [sys.executable, "-m", "tests.seeded_bugs"]
+        failed = subprocess.run(command, check=False).returncode != 0
     directory = Path(tempfile.mkdtemp(prefix="fastckpt-campaign-"))
     try:
         failed = _run_in_turns(harnesses, arguments.minutes, directory) or failed
@@ -41,7 +42,7 @@ def main() -> int:
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     _print_state(Ledger(), harnesses)
-    return int(bool(failed))
+    return int(failed)
 
 
 def _parse() -> argparse.Namespace:

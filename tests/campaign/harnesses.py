@@ -18,16 +18,17 @@ from pathlib import Path
 from tests.faults.harness import Run, Tally
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
-_FUZZ_TARGETS = (
-    "archive",
-    "crash_plan",
-    "layout_roundtrip",
-    "pickle",
-    "salvage",
-    "state_roundtrip",
-    "tensors",
-    "zip_index",
-)
+# Executions: twenty million of each parser; what writes and reads whole files is slower.
+_FUZZ_GOALS = {
+    "archive": 20_000_000,
+    "crash_plan": 1_000_000,
+    "layout_roundtrip": 5_000_000,
+    "pickle": 20_000_000,
+    "salvage": 20_000_000,
+    "state_roundtrip": 1_000_000,
+    "tensors": 20_000_000,
+    "zip_index": 20_000_000,
+}
 _FUZZ_SECS = 60
 # No batch of a fuzzer comes near this: it runs for its time.
 _ANY_NUMBER = 10**9
@@ -129,7 +130,7 @@ HARNESSES: list[Harness] = [
     Harness("same-verdict", _of_module("tests.property.same_verdict"), 5_000, 1_000_000),
     Harness("hostile-json", _of_module("tests.property.hostile_json"), 5_000, 1_000_000),
     *(
-        Harness(f"fuzz-{target}", partial(_fuzz, target), _ANY_NUMBER, 20_000_000)
-        for target in _FUZZ_TARGETS
+        Harness(f"fuzz-{target}", partial(_fuzz, target), _ANY_NUMBER, goal)
+        for target, goal in _FUZZ_GOALS.items()
     ),
 ]
