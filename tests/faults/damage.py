@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import io
 import os
 import tempfile
@@ -12,9 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.specimens import assert_same, quiet
+from tests.faults.harness import Tally
+from tests.specimens import assert_same, fill, quiet
 
 import fastckpt
+
+
+def smallest() -> Any:
+    """Make a state dict of one tensor and one number."""
+    return {"weight": torch.tensor([1.0, -2.0, 3.5]), "step": 7}
 
 
 def small_weights() -> Any:
@@ -39,15 +44,41 @@ def small_optimizer() -> Any:
     return optimizer.state_dict()
 
 
-OBJECTS: dict[str, Callable[[], Any]] = {"weights": small_weights, "optimizer": small_optimizer}
+def golden() -> Any:
+    """Make the state dict of a small model, which is a file of about 4 KB."""
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(16, 20), torch.nn.Linear(20, 6)).state_dict()
+
+
+def of_size(nbytes: int) -> dict[str, torch.Tensor]:
+    """Make a state dict of six tensors of unlike sizes, `nbytes` in all, without a repeated block."""
+    parts = (1, 2, 3, 5, 8, 13)
+    return {
+        f"layer.{i}.weight": fill(torch.float32, nbytes * part // sum(parts) // 4, seed=i)
+        for i, part in enumerate(parts)
+    }
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "smallest": smallest,
+    "weights": small_weights,
+    "optimizer": small_optimizer,
+    "golden": golden,
+}
 SAVERS: dict[str, Callable[[Any, Any], Any]] = {"torch": torch.save, "fastckpt": fastckpt.save}
 
 
 def archive_of(kind: str, writer: str) -> tuple[Any, bytes]:
     """Return an object and the file that a library writes of it."""
-    obj, file = OBJECTS[kind](), io.BytesIO()
+    obj = OBJECTS[kind]()
+    return obj, file_of(obj, writer)
+
+
+def file_of(obj: Any, writer: str) -> bytes:
+    """Return the file that a library writes of an object."""
+    file = io.BytesIO()
     SAVERS[writer](obj, file)
-    return obj, file.getvalue()
+    return file.getvalue()
 
 
 @contextmanager
@@ -77,37 +108,79 @@ def outcome(path: Path | io.BytesIO, expected: Any, **options: Any) -> str:
     return type(refusal).__name__
 
 
-class Tally:
-    """Counts what came of many damages: verified and loaded, plainly and mapped."""
+def outcome_of_torch(path: Path, expected: Any) -> str:
+    """Let torch load the file: "raised", "same", or "silent" where it gave something else."""
+    try:
+        found = torch.load(path)
+    except Exception:
+        return "raised"
+    try:
+        assert_same(found, expected)
+    except (AssertionError, AttributeError, TypeError):
+        return "silent"
+    return "same"
 
-    def __init__(self, path: Path, expected: Any) -> None:
+
+class Judge:
+    """Looks at a file after each damage to it: verified and loaded, plainly and mapped.
+
+    Attributes:
+        tally: What came of all the damages.
+    """
+
+    def __init__(self, path: Path, expected: Any, tally: Tally | None = None) -> None:
         self._path = path
         self._expected = expected
-        self.counts: collections.Counter[str] = collections.Counter()
-        self.unnoticed: list[Any] = []
+        self.tally = Tally() if tally is None else tally
 
-    def look(self, where: Any) -> None:
-        """Verify and load the file as it is now."""
-        if fastckpt.verify(self._path).ok:
-            self.unnoticed.append(where)
-        self.counts["damages"] += 1
-        for mmap in (False, True):
-            result = outcome(self._path, self._expected, mmap=mmap)
-            self.counts[f"{'mmap' if mmap else 'load'}: {result}"] += 1
+    def look(self, case: str) -> None:
+        """Verify and load the file as it is now; `case` says how it came to be so."""
+        problems = []
+        try:
+            if fastckpt.verify(self._path).ok:
+                problems.append("verify finds nothing")
+            for way, mmap in (("load", False), ("mmap", True)):
+                try:
+                    result = outcome(self._path, self._expected, mmap=mmap)
+                except Exception as error:
+                    problems.append(f"{way}: {error!r}"[:500])
+                else:
+                    self.tally.outcomes[f"{way}: {result}"] += 1
+        except BaseException:
+            print(f"in the midst of: {case}")
+            raise
+        if problems:
+            self.tally.fail(f"{case}: {'; '.join(problems)}")
+        else:
+            self.tally.count("detected")
 
     def close(self) -> None:
-        print(dict(sorted(self.counts.items())))
-        assert self.unnoticed == []
+        """Assert that all was well."""
+        print(dict(sorted(self.tally.outcomes.items())))
+        assert self.tally.failures == []
+        assert self.tally.outcomes["detected"] == self.tally.cases > 0
 
 
 @contextmanager
-def damaged_copies(kind: str, writer: str) -> Iterator[tuple[bytes, Path, Tally]]:
-    """A file to damage and the tally of what comes of it, which is judged at the end."""
+def damaged_copies(kind: str, writer: str) -> Iterator[tuple[bytes, Path, Judge]]:
+    """A file to damage and the judge of what comes of it, who is heard at the end."""
     with quiet(), fast_directory() as directory:
         obj, data = archive_of(kind, writer)
         path = directory / "model.pt"
         path.write_bytes(data)
-        tally = Tally(path, obj)
         assert fastckpt.verify(path).ok
-        yield data, path, tally
-        tally.close()
+        assert outcome(path, obj) == "same"
+        judge = Judge(path, obj)
+        yield data, path, judge
+        judge.close()
+
+
+def flip_every_bit(path: Path, data: bytes) -> Iterator[str]:
+    """Flip the bits of a file in place, one at a time; yield while each is flipped."""
+    with path.open("r+b", buffering=0) as file:
+        for position, byte in enumerate(data):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), position)
+                yield f"bit {bit} of byte {position} of {path.name}"
+            os.pwrite(file.fileno(), bytes([byte]), position)
+    assert path.read_bytes() == data

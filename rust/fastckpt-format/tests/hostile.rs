@@ -16,12 +16,14 @@ use fastckpt_format::index::{Index, Kind};
 use support::{Verdict, archive, find, parse, parse_with_headers, patched, small_archive, verdict};
 
 /// Fields of a directory entry, APPNOTE 4.3.12.
+const VERSION_NEEDED: usize = 6;
 const FLAGS: usize = 8;
 const METHOD: usize = 10;
 const STORED_SIZE: usize = 20;
 const SIZE: usize = 24;
 const EXTRA_LENGTH: usize = 30;
 const DISK: usize = 34;
+const EXTERNAL_ATTRIBUTES: usize = 38;
 const HEADER_OFFSET: usize = 42;
 const NAME: usize = 46;
 
@@ -449,6 +451,16 @@ fn extra_fields_that_are_none() {
         &with_entry(2, DISK, &[1, 0]),
         &problem("a disk number other than 0"),
     );
+    // torch would return memory that nobody has filled.
+    refused(
+        &with_entry(2, EXTERNAL_ATTRIBUTES, &[0x10]),
+        &problem("the attribute of a directory"),
+    );
+    refused(
+        &with_entry(2, VERSION_NEEDED, &[64]),
+        &problem("a version of the zip format above 6.3"),
+    );
+    assert!(parse(&with_entry(2, VERSION_NEEDED, &[63, 3])).is_ok());
 }
 
 #[test]

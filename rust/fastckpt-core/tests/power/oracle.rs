@@ -40,12 +40,17 @@ pub(crate) enum Found {
     Newer,
 }
 
+/// Contents, and what they are.
+type Judged = (Arc<Vec<u8>>, Seen);
+/// Checksum and size of contents, and the name that they have to go with.
+type Kind = (u32, usize, String);
+
 /// Judges files, and remembers its judgements.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    known: RefCell<HashMap<(u32, usize, String), Vec<(Arc<Vec<u8>>, Seen)>>>,
+    known: RefCell<HashMap<Kind, Vec<Judged>>>,
     /// The same, of files that are the very same object.
-    same: RefCell<HashMap<(usize, u32), (Arc<Vec<u8>>, Seen)>>,
+    same: RefCell<HashMap<(usize, u32), Judged>>,
 }
 
 impl Judge {
@@ -162,12 +167,12 @@ impl<'a> View<'a> {
     pub(crate) fn check(&self, promise: &Promise) -> Result<(Found, usize), String> {
         let survey = Survey::of(self, promise.step).map_err(|error| error.to_string())?;
         if promise.in_place {
-            self.check_model_is_last(promise, &survey)?;
+            check_model_is_last(promise, &survey)?;
         }
         let save = match survey.newest_whole() {
             Ok(save) => save,
             Err(unseen) if promise.acknowledged > 0 => {
-                return Err(format!("a promised save is lost: {unseen:?}"));
+                return Err(format!("a promised save is lost: {unseen}"));
             }
             Err(_) => return Ok((Found::Nothing, 0)),
         };
@@ -191,34 +196,6 @@ impl<'a> View<'a> {
             )),
             std::cmp::Ordering::Equal => Ok((Found::Promised, kept)),
             std::cmp::Ordering::Greater => Ok((Found::Newer, kept)),
-        }
-    }
-
-    /// Where a model is visible, whatever else rank 0 saved with it is visible too, or newer.
-    fn check_model_is_last(&self, promise: &Promise, survey: &Survey<'_>) -> Result<(), String> {
-        let model = files::model(promise.step);
-        if !survey.is_visible(&model) {
-            return Ok(());
-        }
-        let age = |name: &str| -> Result<usize, String> {
-            let save_id = survey
-                .save_id_of(name)
-                .map_err(|unseen| format!("{model} is visible, but {unseen:?}"))?;
-            let mut save_ids = promise.save_ids.iter();
-            save_ids
-                .position(|known| *known == save_id)
-                .ok_or_else(|| format!("{model} is visible, and {name} is of save {save_id}"))
-        };
-        let model_age = age(&model)?;
-        for name in [files::manifest(promise.step), files::shard(promise.step, 0)] {
-            if age(&name)? < model_age {
-                return Err(format!("{model} is newer than {name}"));
-            }
-        }
-        if survey.is_visible(&files::meta(promise.step)) {
-            Ok(())
-        } else {
-            Err(format!("{model} is visible without its meta"))
         }
     }
 
@@ -252,6 +229,34 @@ impl<'a> View<'a> {
     }
 }
 
+/// Where a model is visible, whatever else rank 0 saved with it is visible too, or newer.
+fn check_model_is_last(promise: &Promise, survey: &Survey<'_>) -> Result<(), String> {
+    let model = files::model(promise.step);
+    if !survey.is_visible(&model) {
+        return Ok(());
+    }
+    let age = |name: &str| -> Result<usize, String> {
+        let save_id = survey
+            .save_id_of(name)
+            .map_err(|unseen| format!("{model} is visible, but {unseen}"))?;
+        let mut save_ids = promise.save_ids.iter();
+        save_ids
+            .position(|known| *known == save_id)
+            .ok_or_else(|| format!("{model} is visible, and {name} is of save {save_id}"))
+    };
+    let model_age = age(&model)?;
+    for name in [files::manifest(promise.step), files::shard(promise.step, 0)] {
+        if age(&name)? < model_age {
+            return Err(format!("{model} is newer than {name}"));
+        }
+    }
+    if survey.is_visible(&files::meta(promise.step)) {
+        Ok(())
+    } else {
+        Err(format!("{model} is visible without its meta"))
+    }
+}
+
 impl Shelf for View<'_> {
     fn names(&self) -> io::Result<Vec<String>> {
         Ok(self.listed())
@@ -268,7 +273,7 @@ impl Shelf for View<'_> {
         Ok(self.judge.look(former, &bytes))
     }
 
-    fn change_time(&self, _name: &str) -> io::Result<usize> {
+    fn write_time(&self, _name: &str) -> io::Result<usize> {
         unreachable!("nothing is removed here")
     }
 }

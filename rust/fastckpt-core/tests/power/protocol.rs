@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
 use std::io;
 
 use fastckpt_format::archive::SaveMark;
@@ -16,8 +17,8 @@ const MAX_UNFINISHED: usize = 2;
 pub(crate) trait Shelf {
     fn names(&self) -> io::Result<Vec<String>>;
     fn look(&self, name: &str) -> io::Result<Seen>;
-    /// When this name's file was changed last.
-    fn change_time(&self, name: &str) -> io::Result<usize>;
+    /// When this name's file was written last.
+    fn write_time(&self, name: &str) -> io::Result<usize>;
 }
 
 /// Why a reader finds no save.
@@ -26,6 +27,15 @@ pub(crate) enum Unseen {
     /// No save is whole, a file is damaged, or it was gone when it was opened.
     NotWhole(String),
     System(io::Error),
+}
+
+impl fmt::Display for Unseen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotWhole(problem) => f.write_str(problem),
+            Self::System(error) => error.fmt(f),
+        }
+    }
 }
 
 impl From<io::Error> for Unseen {
@@ -57,8 +67,8 @@ pub(crate) struct Survey<'a> {
     marks: RefCell<HashMap<String, Seen>>,
 }
 
-impl std::fmt::Debug for dyn Shelf + '_ {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for dyn Shelf + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Shelf")
     }
 }
@@ -90,8 +100,8 @@ impl<'a> Survey<'a> {
         self.visible.contains(name)
     }
 
-    pub(crate) fn keeps_nothing(&self) -> bool {
-        self.kept.is_empty()
+    pub(crate) fn keeps_something(&self) -> bool {
+        !self.kept.is_empty()
     }
 
     /// The second names of the saves that `superseded` says.
@@ -151,10 +161,9 @@ impl<'a> Survey<'a> {
         } else {
             None
         };
-        if let Some(save) = visible.map(|save_id| self.whole(save_id)).transpose()? {
-            if let Some(save) = save {
-                return Ok(save);
-            }
+        let save = visible.map(|save_id| self.whole(save_id)).transpose()?;
+        if let Some(save) = save.flatten() {
+            return Ok(save);
         }
         let mut whole = Vec::new();
         for (save_id, names) in &self.kept {
@@ -277,19 +286,37 @@ impl<'a> Survey<'a> {
     }
 
     /// The second names that a newer, whole save has made useless.
-    pub(crate) fn superseded(&self) -> io::Result<Vec<String>> {
-        match self.newest_whole() {
-            Ok(save) => {
-                let visible: BTreeSet<&str> = save.visible().collect();
-                let is_older = |kept: u64| {
-                    let mut names = self.kept[&kept].iter();
-                    kept != save.save_id && names.any(|name| visible.contains(name.as_str()))
-                };
-                Ok(self.kept_names(is_older))
-            }
-            Err(Unseen::NotWhole(_)) => self.unfinished(),
-            Err(Unseen::System(error)) => Err(error),
+    ///
+    /// Where no save is whole, that may be because others renamed their files meanwhile. Only if it
+    /// looks the same again are some of these saves given up.
+    pub(crate) fn superseded(shelf: &dyn Shelf, step: usize) -> io::Result<Vec<String>> {
+        let survey = Survey::of(shelf, step)?;
+        if survey.kept.is_empty() {
+            return Ok(Vec::new());
         }
+        match survey.newest_whole() {
+            Ok(save) => Ok(survey.older_than(&save)),
+            Err(Unseen::System(error)) => Err(error),
+            Err(Unseen::NotWhole(_)) => {
+                let again = Survey::of(shelf, step)?;
+                match again.newest_whole() {
+                    Err(Unseen::NotWhole(_)) if again.is_same_as(&survey) => again.unfinished(),
+                    _ => Ok(Vec::new()),
+                }
+            }
+        }
+    }
+
+    fn older_than(&self, save: &Save) -> Vec<String> {
+        let visible: BTreeSet<&str> = save.visible().collect();
+        self.kept_names(|kept| {
+            let mut names = self.kept[&kept].iter();
+            kept != save.save_id && names.any(|name| visible.contains(name.as_str()))
+        })
+    }
+
+    fn is_same_as(&self, other: &Survey<'_>) -> bool {
+        (&self.visible, &self.kept, &self.marks) == (&other.visible, &other.kept, &other.marks)
     }
 
     /// The second names in a step that was never whole, except for those of the last saves.
@@ -298,7 +325,7 @@ impl<'a> Survey<'a> {
         for (save_id, names) in &self.kept {
             let mut last = 0;
             for name in names {
-                let time = self.shelf.change_time(&files::kept_name(*save_id, name))?;
+                let time = self.shelf.write_time(&files::kept_name(*save_id, name))?;
                 last = last.max(time);
             }
             by_age.push((last, *save_id));

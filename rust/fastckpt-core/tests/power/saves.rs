@@ -3,18 +3,18 @@
 
 use std::io;
 use std::num::NonZeroUsize;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fastckpt_core::commit::Commit;
 use fastckpt_core::files::Files;
 use fastckpt_core::job::Unobserved;
 use fastckpt_core::write::WriteOptions;
-use fastckpt_core::{Error, Result};
+use fastckpt_core::{Error, Phase, Result};
 use fastckpt_format::archive::SaveMark;
 
 use crate::files::{self, DIRECTORY, Seen};
-use crate::protocol::{Shelf, Survey};
+use crate::protocol::{Shelf, Survey, Unseen};
 use crate::simulated::SimulatedDisk;
 
 /// How a rank saves: right, or with one thing wrong.
@@ -64,8 +64,8 @@ impl Shelf for Live<'_> {
         Ok(Seen::of(former, &bytes))
     }
 
-    fn change_time(&self, name: &str) -> io::Result<usize> {
-        self.disk.change_time(self.rank, &files::path(name))
+    fn write_time(&self, name: &str) -> io::Result<usize> {
+        self.disk.write_time(self.rank, &files::path(name))
     }
 }
 
@@ -103,14 +103,12 @@ impl StepSave {
             groups = self.write_the_rest(&mut commit, shard)?;
         }
         self.release(&live, &mut commit);
-        self.keep(&live, &mut commit, &groups.concat())?;
         if self.writer == Writer::ModelFirst {
             groups.reverse();
         }
-        for group in &groups {
-            let paths: Vec<_> = group.iter().map(|name| files::path(name)).collect();
-            let paths: Vec<_> = paths.iter().map(std::path::PathBuf::as_path).collect();
-            commit.publish(&paths, &mut Unobserved)?;
+        if let Err(error) = self.replace(&live, &mut commit, &groups) {
+            Self::release_unreplaced(&live, &mut commit, self.step, &groups.concat());
+            return Err(error);
         }
         self.release(&live, &mut commit);
         drop(commit);
@@ -139,20 +137,41 @@ impl StepSave {
         Ok(())
     }
 
+    fn replace(&self, live: &Live<'_>, commit: &mut Commit, groups: &[Vec<String>]) -> Result<()> {
+        self.keep(live, commit, &groups.concat())?;
+        for group in groups {
+            let paths: Vec<_> = group.iter().map(|name| files::path(name)).collect();
+            let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
+            commit.publish(&paths, &mut Unobserved)?;
+        }
+        Ok(())
+    }
+
     fn keep(&self, live: &Live<'_>, commit: &mut Commit, names: &[String]) -> Result<()> {
         if self.writer == Writer::KeepsNothing {
             return Ok(());
         }
-        let survey = Survey::of(live, self.step).map_err(|source| Error::Io {
-            phase: fastckpt_core::Phase::List,
+        let refused = |source| Error::Io {
+            phase: Phase::Keep,
             path: DIRECTORY.into(),
             source,
-        })?;
+        };
+        let survey = Survey::of(live, self.step).map_err(refused)?;
+        if survey.keeps_something() {
+            // What a killed process has moved aside, say. Without it there is nothing left of the old
+            // save once the new names are there.
+            let directory = live.files.open_directory(Path::new(DIRECTORY));
+            directory
+                .and_then(|directory| directory.sync())
+                .map_err(refused)?;
+        }
         let mut careless = Commit::new(Arc::clone(&live.files), false);
         for name in names.iter().filter(|name| survey.is_visible(name)) {
-            // A file that cannot be read is of no use to anybody.
-            let Ok(replaced) = survey.save_id_of(name) else {
-                continue;
+            let replaced = match survey.save_id_of(name) {
+                Ok(replaced) => replaced,
+                // A damaged file is of no use to anybody.
+                Err(Unseen::NotWhole(_)) => continue,
+                Err(Unseen::System(error)) => return Err(refused(error)),
             };
             if replaced != self.save_id {
                 let kept = files::kept_name(replaced, name);
@@ -170,24 +189,41 @@ impl StepSave {
         Ok(())
     }
 
+    /// After a save that failed, removes the second names of this rank's files that still have their
+    /// first. The error of the save is the one to report.
+    fn release_unreplaced(live: &Live<'_>, commit: &mut Commit, step: usize, own: &[String]) {
+        let Ok(survey) = Survey::of(live, step) else {
+            return;
+        };
+        let inode = |name: &str| {
+            let metadata = live.files.inspect(&files::path(name));
+            metadata.ok().flatten().map(|metadata| metadata.inode)
+        };
+        let is_unreplaced = |kept: &String| {
+            let former = files::parse_kept_name(kept).map(|(_, former)| former.to_owned());
+            former.is_some_and(|former| {
+                own.contains(&former) && inode(kept).is_some() && inode(kept) == inode(&former)
+            })
+        };
+        let names: Vec<_> = survey
+            .kept_names(|_any| true)
+            .into_iter()
+            .filter(is_unreplaced)
+            .map(Into::into)
+            .collect();
+        let _left = commit.discard(Path::new(DIRECTORY), &names, &mut Unobserved);
+    }
+
     /// Removes the second names that nobody needs any more. The save is whole without that: where the
     /// system refuses, the next save tries again.
     fn release(&self, live: &Live<'_>, commit: &mut Commit) {
-        let superseded = || -> io::Result<Vec<_>> {
-            let survey = Survey::of(live, self.step)?;
-            if survey.keeps_nothing() {
-                return Ok(Vec::new());
-            }
-            if self.writer == Writer::DiscardsUnseen {
-                return Ok(survey.kept_names(|kept| kept != self.save_id));
-            }
-            survey.superseded()
+        let superseded = if self.writer == Writer::DiscardsUnseen {
+            Survey::of(live, self.step).map(|survey| survey.kept_names(|kept| kept != self.save_id))
+        } else {
+            Survey::superseded(live, self.step)
         };
-        let names: Vec<_> = superseded()
-            .unwrap_or_default()
-            .into_iter()
-            .map(Into::into)
-            .collect();
+        let names = superseded.unwrap_or_default().into_iter();
+        let names: Vec<_> = names.map(Into::into).collect();
         let mut careless = Commit::new(Arc::clone(&live.files), false);
         let commit = match self.writer {
             Writer::DiscardsUnsynced => &mut careless,

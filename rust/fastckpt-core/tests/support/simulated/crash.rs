@@ -4,15 +4,21 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path};
 use std::sync::Arc;
 
+use super::contents::{Contents, Stored};
 use super::record::{Change, DirectoryId, Entry, Inode, Name, Node};
-use super::{Contents, ROOT, Random, Stored};
+use super::{ROOT, Random};
 
 /// What a disk writes whole or not at all.
-pub const SECTOR_NBYTES: usize = 512;
+const SECTOR_NBYTES: usize = 512;
 
-/// Up to so many operations that are not durable, every combination of what may become of them is
-/// a state of its own; beyond, as many as asked for.
-const MOST_EXHAUSTIVE: usize = 3;
+/// How many of the states that a power cut may leave are looked at.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    /// Where no more operations than these may be lost, all combinations of what becomes of them.
+    pub exhaustive: usize,
+    /// Else so many: none of them, all of them, and random choices.
+    pub sampled: usize,
+}
 
 const NEW_FILE_MODE: u32 = 0o644;
 
@@ -51,7 +57,7 @@ struct Pending<C> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Open,
-    /// An fsync after it has failed: no other one makes it durable.
+    /// An fsync of the file has failed after it: no other one makes it durable.
     OpenForEver,
     Durable,
 }
@@ -184,7 +190,12 @@ impl<'a> Cursor<'a> {
             }
             Change::SyncFile { inode, succeeded } => {
                 let file = &mut self.files[*inode];
-                settle(&mut file.pending, *succeeded, &mut self.open);
+                let fate = if *succeeded {
+                    Fate::Durable
+                } else {
+                    Fate::OpenForEver
+                };
+                settle(&mut file.pending, fate, &mut self.open);
                 if file.pending.iter().all(is_durable) {
                     file.durable = file.bytes(|_durable| Outcome::Kept);
                     file.pending.clear();
@@ -195,7 +206,12 @@ impl<'a> Cursor<'a> {
                 succeeded,
             } => {
                 let directory = &mut self.directories[*directory];
-                settle(&mut directory.pending, *succeeded, &mut self.open);
+                let fate = if *succeeded {
+                    Fate::Durable
+                } else {
+                    Fate::Open
+                };
+                settle(&mut directory.pending, fate, &mut self.open);
                 if directory.pending.iter().all(is_durable) {
                     directory.durable = directory.names(|_durable| Outcome::Kept);
                     directory.pending.clear();
@@ -226,15 +242,14 @@ impl<'a> Cursor<'a> {
         file.pending.push(Pending::new(self.position, change));
     }
 
-    /// What a power cut may leave here: everything, where few operations may be lost; else nothing
-    /// of them, all of them, and random choices, `most` states in all.
-    pub fn states(&'a self, most: usize, random: &mut Random) -> Vec<State<'a>> {
-        let choices = if self.open.len() <= MOST_EXHAUSTIVE {
+    /// What a power cut may leave here.
+    pub fn states(&'a self, effort: Effort, random: &mut Random) -> Vec<State<'a>> {
+        let choices = if self.open.len() <= effort.exhaustive {
             self.every_choice(random)
         } else {
             let count = self.open.len();
             let mut choices = vec![vec![Outcome::Lost; count], vec![Outcome::Kept; count]];
-            choices.extend((2..most).map(|_| self.random_choice(random)));
+            choices.extend((2..effort.sampled).map(|_| self.random_choice(random)));
             choices
         };
         choices
@@ -307,16 +322,12 @@ fn is_durable<C>(pending: &Pending<C>) -> bool {
 }
 
 /// What an fsync does for the changes before it.
-fn settle<C>(pending: &mut [Pending<C>], succeeded: bool, open: &mut BTreeMap<usize, Kind>) {
-    for pending in pending
-        .iter_mut()
-        .filter(|pending| pending.fate == Fate::Open)
-    {
-        if succeeded {
-            pending.fate = Fate::Durable;
+fn settle<C>(pending: &mut [Pending<C>], fate: Fate, open: &mut BTreeMap<usize, Kind>) {
+    let open_ones = pending.iter_mut().filter(|one| one.fate == Fate::Open);
+    for pending in open_ones {
+        pending.fate = fate;
+        if fate == Fate::Durable {
             open.remove(&pending.position);
-        } else {
-            pending.fate = Fate::OpenForEver;
         }
     }
 }

@@ -45,7 +45,7 @@ pub enum Change {
         inode: Inode,
         nbytes: usize,
     },
-    /// An fsync of a file; where it failed, what was written before can no longer be made durable.
+    /// An fsync of a file.
     SyncFile {
         inode: Inode,
         succeeded: bool,
@@ -84,8 +84,8 @@ impl Entry {
         )
     }
 
-    /// Whether it changes this file: its bytes, or one of its names.
-    pub fn changes(&self, file: Inode) -> bool {
+    /// Whether it changes what is in this file.
+    pub fn writes(&self, file: Inode) -> bool {
         let Self::Operation {
             change: Some(change),
             ..
@@ -93,10 +93,6 @@ impl Entry {
         else {
             return false;
         };
-        match change {
-            Change::Add { node, .. } | Change::Rename { node, .. } => *node == Node::File(file),
-            Change::Write { inode, .. } | Change::Resize { inode, .. } => *inode == file,
-            Change::Remove { .. } | Change::SyncFile { .. } | Change::SyncDirectory { .. } => false,
-        }
+        matches!(change, Change::Write { inode, .. } | Change::Resize { inode, .. } if *inode == file)
     }
 }

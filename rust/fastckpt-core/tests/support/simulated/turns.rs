@@ -10,37 +10,61 @@ pub struct Turns {
     current: Option<usize>,
     random: Option<Random>,
     manner: Manner,
-    /// Of each actor; see [`Manner::Ranked`].
-    priorities: Vec<u64>,
 }
 
+/// An actor, and how many changes it makes before it is somebody else's turn.
+pub type Stretch = (usize, usize);
+
+/// Changes in a row: twice as many as a rank makes in a save.
+const MAX_STRETCH: usize = 30;
+
 /// How the next actor is chosen.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default, Clone)]
 enum Manner {
-    /// The same one so many times out of eight, else any.
+    /// Any of them.
     #[default]
     Any,
+    /// The same one so many times out of eight, else any.
     Persistent(u64),
-    /// The one that ranks highest; now and then, mostly after it has changed something, the current
-    /// one gets another rank. So one may stand still there for long while the others go on.
-    Ranked,
+    /// The same one until it has changed so many more things, then any.
+    InStretches { changes_left: usize },
+    /// This one alone until it has changed so many things; then the others, until they have finished.
+    StandsStill { actor: usize, after_changes: usize },
+    /// These stretches, last first; then one actor after the other to its end.
+    Planned(Vec<Stretch>),
 }
 
 impl Turns {
     pub fn new(actors: usize, seed: u64) -> Self {
         let mut random = Random::of_part(seed, 1);
+        // A rank changes some fifteen things in a save, rank 0 four times as many.
+        let most_changes = *random.pick(&[15, 60]);
+        let stands_still = Manner::StandsStill {
+            actor: random.below(actors),
+            after_changes: random.below(most_changes),
+        };
         let manners = [
             Manner::Any,
-            Manner::Persistent(4),
-            Manner::Persistent(7),
-            Manner::Ranked,
-            Manner::Ranked,
+            Manner::Persistent(6),
+            Manner::InStretches { changes_left: 0 },
+            Manner::InStretches { changes_left: 0 },
+            stands_still,
         ];
+        let manner = random.pick(&manners).clone();
+        Self::begin(actors, manner, random)
+    }
+
+    /// These stretches, and then one actor after the other.
+    pub fn planned(actors: usize, stretches: &[Stretch]) -> Self {
+        let manner = Manner::Planned(stretches.iter().rev().copied().collect());
+        Self::begin(actors, manner, Random::new(0))
+    }
+
+    fn begin(actors: usize, manner: Manner, random: Random) -> Self {
         let mut turns = Self {
             waiting: (0..actors).collect(),
             current: Some(0),
-            manner: *random.pick(&manners),
-            priorities: (0..actors).map(|_| random.draw()).collect(),
+            manner,
             random: Some(random),
         };
         turns.pass(false);
@@ -57,25 +81,55 @@ impl Turns {
         let (Some(random), Some(current)) = (&mut self.random, self.current) else {
             return false;
         };
-        let stays = match self.manner {
-            Manner::Persistent(eighths) => random.in_eighths(eighths),
-            Manner::Any | Manner::Ranked => false,
-        };
-        if stays && self.waiting.contains(&current) {
-            return false;
-        }
-        self.current = match self.manner {
-            _ if self.waiting.is_empty() => None,
-            Manner::Ranked => {
-                let falls_back = if has_changed { 4 } else { 1 };
-                if random.in_eighths(falls_back) && (has_changed || random.in_eighths(2)) {
-                    self.priorities[current] = random.draw();
+        let others: Vec<usize> = match &mut self.manner {
+            Manner::Any => self.waiting.clone(),
+            Manner::Persistent(eighths) => {
+                if self.waiting.contains(&current) && random.in_eighths(*eighths) {
+                    return false;
                 }
-                let waiting = self.waiting.iter().copied();
-                waiting.max_by_key(|actor| self.priorities[*actor])
+                self.waiting.clone()
             }
-            Manner::Any | Manner::Persistent(_) => Some(*random.pick(&self.waiting)),
+            Manner::InStretches { changes_left } => {
+                *changes_left = changes_left.saturating_sub(usize::from(has_changed));
+                if self.waiting.contains(&current) && *changes_left > 0 {
+                    return false;
+                }
+                *changes_left = 1 + random.below(MAX_STRETCH);
+                self.waiting.clone()
+            }
+            Manner::StandsStill {
+                actor,
+                after_changes,
+            } => {
+                if current == *actor && has_changed {
+                    *after_changes = after_changes.saturating_sub(1);
+                }
+                let is_chosen = |waiting: &&usize| (*waiting == actor) == (*after_changes > 0);
+                let chosen: Vec<_> = self.waiting.iter().filter(is_chosen).copied().collect();
+                if chosen.is_empty() {
+                    self.waiting.clone()
+                } else {
+                    chosen
+                }
+            }
+            Manner::Planned(stretches) => {
+                if let Some((actor, changes)) = stretches.last_mut() {
+                    *changes =
+                        changes.saturating_sub(usize::from(has_changed && current == *actor));
+                }
+                while let Some((actor, changes)) = stretches.last()
+                    && (*changes == 0 || !self.waiting.contains(actor))
+                {
+                    stretches.pop();
+                }
+                let planned = stretches.last().map(|(actor, _)| *actor);
+                planned
+                    .or(self.waiting.first().copied())
+                    .into_iter()
+                    .collect()
+            }
         };
+        self.current = (!others.is_empty()).then(|| *random.pick(&others));
         self.current != Some(current)
     }
 

@@ -1,0 +1,223 @@
+"""The bugs: what is changed, and which tests have to fail then."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tests.seeded_bugs.tree import CargoTest, PythonTest, Test
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One change that must not go unseen.
+
+    Attributes:
+        name: What is wrong, as an argument of the command line.
+        file: Path in the project.
+        old: Text that is in it exactly once.
+        new: What stands there instead.
+        tests: Each of them has to fail.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[Test, ...]
+
+
+def _power(name: str) -> CargoTest:
+    return CargoTest("fastckpt-core", "power", name)
+
+
+def _commit(name: str) -> CargoTest:
+    return CargoTest("fastckpt-core", "commit", name)
+
+
+def _hostile(name: str) -> CargoTest:
+    return CargoTest("fastckpt-format", "hostile", name)
+
+
+def _torn_steps(name: str) -> PythonTest:
+    return PythonTest(f"tests/test_nanochat_torn_steps.py::{name}")
+
+
+_POWER_CUTS = _power("a_promised_save_or_a_newer_one_is_whole_after_every_power_cut")
+_FAILURES = _power("a_file_whose_saving_fails_anywhere_is_the_old_one_or_the_new_one")
+_REPORTED = _commit("every_operation_that_fails_is_reported_and_leaves_the_old_file")
+_ORDER = _commit("the_order_is_write_fsync_rename_fsync_of_the_directory")
+_STALE = _commit("a_save_removes_the_temporary_files_of_the_dead_and_no_others")
+
+_COMMIT = "rust/fastckpt-core/src/commit/mod.rs"
+_KEEP = "rust/fastckpt-core/src/commit/keep.rs"
+_TEMP = "rust/fastckpt-core/src/commit/temp.rs"
+_INDEX = "rust/fastckpt-format/src/index.rs"
+_HEADERS = "rust/fastckpt-format/src/index/headers.rs"
+
+BUGS = (
+    Bug(
+        "no-fsync-of-the-file",
+        _COMMIT,
+        "                sync_file(&temp.file, path, nbytes, observer)?;\n",
+        "",
+        (_POWER_CUTS, _ORDER),
+    ),
+    Bug(
+        "no-fsync-of-the-directory",
+        _COMMIT,
+        "            for (destination, path) in touched {\n",
+        "            for (destination, path) in touched.into_iter().skip(1) {\n",
+        (_POWER_CUTS, _ORDER),
+    ),
+    Bug(
+        "fsync-error-of-the-directory-swallowed",
+        _COMMIT,
+        "                    .map_err(|source| Error::CommitUnknown { path, source })?;\n",
+        "                    .map_err(|source| Error::CommitUnknown { path, source })\n"
+        "                    .ok();\n",
+        (_REPORTED, _FAILURES),
+    ),
+    Bug(
+        "fsync-tried-again",
+        _COMMIT,
+        "move || file.sync())?",
+        "move || file.sync().or_else(|_failed| file.sync()))?",
+        (_REPORTED, _FAILURES),
+    ),
+    Bug(
+        "short-write-ignored",
+        "rust/fastckpt-core/src/files/mod.rs",
+        "            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),\n"
+        "            Ok(n) => done += n,\n",
+        "            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),\n"
+        "            Ok(_) => done = bytes.len(),\n",
+        (CargoTest("fastckpt-core", "write", "short_and_interrupted_writes_change_nothing"),),
+    ),
+    Bug(
+        "checksum-of-the-source",
+        "rust/fastckpt-core/src/memory.rs",
+        "            hasher.update(piece);\n",
+        "            // SAFETY: as above.\n"
+        "            hasher.update(unsafe {\n"
+        "                let source = self.address.add(offset + piece_index * PIECE_NBYTES);\n"
+        "                std::slice::from_raw_parts(source, piece.len())\n"
+        "            });\n",
+        (
+            PythonTest(
+                "tests/faults/test_concurrent_use.py"
+                "::test_a_tensor_that_changes_meanwhile_still_verifies"
+            ),
+        ),
+    ),
+    Bug(
+        "temporary-file-left-after-an-error",
+        _TEMP,
+        "        if !self.has_moved && self.owner == process::id() {\n",
+        "        if !self.has_moved && self.owner == 0 {\n",
+        (_REPORTED, _FAILURES),
+    ),
+    Bug(
+        "temporary-name-ends-in-pt",
+        "rust/fastckpt-core/src/stale.rs",
+        'const SUFFIX: &str = ".tmp";\n',
+        'const SUFFIX: &str = ".tmp.pt";\n',
+        (CargoTest("fastckpt-core", "lib", "stale::tests::only_our_own_names_are_ours"),),
+    ),
+    Bug(
+        "stale-files-removed-without-the-lock",
+        "rust/fastckpt-core/src/stale.rs",
+        "        if file.lock().is_ok() && take(&name)? {\n",
+        "        drop(file);\n        if take(&name)? {\n",
+        (_STALE, _POWER_CUTS),
+    ),
+    Bug(
+        "kept-names-not-durable",
+        _KEEP,
+        "            if !self.sync {\n                continue;\n",
+        "            if self.sync {\n                continue;\n",
+        (_POWER_CUTS,),
+    ),
+    Bug(
+        "kept-files-discarded-before-the-others-are-durable",
+        _KEEP,
+        "        let opened = self.directory(directory)?;\n        if self.sync {\n",
+        "        let opened = self.directory(directory)?;\n        if !self.sync {\n",
+        (_power("a_rank_that_looks_around_while_another_renames_removes_nothing_that_is_needed"),),
+    ),
+    Bug(
+        "replaced-files-not-kept",
+        "python/fastckpt/nanochat/steps.py",
+        "        keep_replaced(commit, directory, step, names, files.identity.save_id)\n",
+        "",
+        (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
+    ),
+    Bug(
+        "kept-files-discarded-before-the-step-is-whole",
+        "python/fastckpt/nanochat/replacing.py",
+        "        return superseded_names(directory, files)\n",
+        "        return files.kept_names()\n",
+        (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
+    ),
+    Bug(
+        "model-renamed-first",
+        "python/fastckpt/nanochat/steps.py",
+        "        _publish(commit, first, logged)\n        _publish(commit, last, logged)\n",
+        "        _publish(commit, last, logged)\n        _publish(commit, first, logged)\n",
+        (
+            PythonTest(
+                "tests/test_nanochat_save.py::test_log_says_each_file_in_the_order_of_commit"
+            ),
+        ),
+    ),
+    Bug(
+        "save-ids-not-compared",
+        "python/fastckpt/_step_saves.py",
+        "        if name is not None and self.part(name).save_id == save_id:\n",
+        "        if name is not None:\n",
+        (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
+    ),
+    Bug(
+        "overlap-of-records-not-checked",
+        _INDEX,
+        "        check_overlap(&entries, &flags, directory.start)?;\n",
+        "",
+        (_hostile("overlapping_records"), _hostile("record_inside_a_record")),
+    ),
+    Bug(
+        "offset-and-size-of-a-record-not-checked",
+        "rust/fastckpt-format/src/index/directory.rs",
+        "    check_bounds(&record, full_name.len(), directory_offset)?;\n",
+        "",
+        (_hostile("sizes_and_offsets_past_the_end"),),
+    ),
+    Bug(
+        "local-header-not-compared",
+        _HEADERS,
+        "    check_sizes(entry, &header, extra)\n}\n",
+        "    let _ = extra;\n    Ok(())\n}\n",
+        (_hostile("local_headers_that_contradict"),),
+    ),
+    Bug(
+        "checksum-not-compared",
+        "rust/fastckpt-core/src/read/inspect.rs",
+        "        } else if crc32 != expected {\n",
+        "        } else if crc32 != expected && part.is_empty() {\n",
+        (
+            CargoTest("fastckpt-core", "verify", "every_flipped_bit_is_found"),
+            PythonTest("tests/faults/test_every_bit.py::test_every_bit_of_a_small_file_of_torch"),
+        ),
+    ),
+    Bug(
+        "items-set-on-anything",
+        "rust/fastckpt-format/src/pickle/decode.rs",
+        "            other => {\n"
+        "                return Err(PickleError::SetItemTarget {\n"
+        "                    offset,\n"
+        "                    opcode,\n"
+        '                    found: other.map_or("nothing", |node| node.kind()),\n'
+        "                });\n"
+        "            }\n",
+        "            _other => {}\n",
+        (CargoTest("fastckpt-format", "pickle", "refusals::each_has_its_message"),),
+    ),
+)
