@@ -26,8 +26,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._gc import GcReport, collect_garbage
     from ._load import load
     from ._native import __version__
+    from ._repair import repair
+    from ._repair_report import RepairReport
     from ._save import save
     from ._verify import FileReport, StepReport, VerifyReport, verify
     from .nanochat import (
@@ -49,14 +52,17 @@ __all__ = [
     "CommitUnknownError",
     "FileReport",
     "FormatError",
+    "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "RepairReport",
     "StepReport",
     "UnsafePickleError",
     "VerifyReport",
     "__version__",
     "barrier_commit",
     "build_model",
+    "collect_garbage",
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
@@ -65,6 +71,7 @@ __all__ = [
     "load_model",
     "load_model_from_dir",
     "load_optimizer_state",
+    "repair",
     "save",
     "save_checkpoint",
     "verify",
@@ -74,7 +81,10 @@ __all__ = [
 _MODULES = {
     "__version__": "_native",
     "load": "_load",
+    "repair": "_repair",
+    "RepairReport": "_repair_report",
     "save": "_save",
+    **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(
         (

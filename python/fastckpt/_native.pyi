@@ -21,7 +21,9 @@ __all__ = [
     "Damage",
     "FileReport",
     "Graph",
+    "Lost",
     "Memory",
+    "Salvaged",
     "SaveMark",
     "Span",
     "StorageInfo",
@@ -29,6 +31,7 @@ __all__ = [
     "__version__",
     "archive_nbytes",
     "remove_stale",
+    "salvage",
     "verify_file",
     "write_archive_to",
 ]
@@ -86,6 +89,13 @@ class Graph:
     def storages(self) -> list[StorageInfo]: ...
     def tensor_names(self) -> list[tuple[str, str]]:
         """(storage key, name) of each tensor, e.g. ("17", "transformer.h.3.mlp.c_fc.weight")."""
+    def places(self, keys: set[str]) -> list[tuple[str, str, bool]]:
+        """(storage key, name, whether it is an item of a dict) wherever a tensor over these storages stands.
+
+        Of more than 131,072 places the first.
+        """
+    def without(self, keys: set[str]) -> Graph:
+        """The same without the tensors over these storages: dicts lose the items, elsewhere None stands."""
     def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:
         """Build the object. `storages` holds the memory of each of `self.storages`, in order.
 
@@ -164,6 +174,8 @@ class Archive:
     def read_record(self, name: str, *, verify: bool = True) -> bytes: ...
     def decode(self, *, verify: bool = True) -> Graph:
         """Read and decode data.pkl; checks the other small records too (`version`, `byteorder`...)."""
+    def decode_pickle(self) -> Graph:
+        """Read and decode data.pkl alone, whatever has become of the other records."""
     def read(
         self,
         keys: Sequence[str],
@@ -340,4 +352,47 @@ def verify_file(
     """Read every byte of a .pt file and compare; with `quick` only the structure. Needs no torch.
 
     Raises OSError where the file cannot be read; what is wrong with its bytes is in the report.
+    """
+
+@final
+class Lost:
+    """A record that cannot be had."""
+
+    @property
+    def record(self) -> str:
+        """Its name; empty where that is lost too."""
+    @property
+    def offset(self) -> int:
+        """Where it begins in the file."""
+    @property
+    def nbytes(self) -> int | None: ...
+    @property
+    def expected(self) -> int | None:
+        """CRC-32 that the file states."""
+    @property
+    def found(self) -> int | None:
+        """CRC-32 of what is there."""
+    @property
+    def reason(self) -> str: ...
+
+@final
+class Salvaged:
+    """The good records of a damaged file, and what is known of the others."""
+
+    @property
+    def archive(self) -> Archive:
+        """The file, as an archive of its good records."""
+    @property
+    def lost(self) -> list[Lost]:
+        """In file order."""
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file itself shows that no record is missing without a trace."""
+
+def salvage(
+    path: _Path, *, threads: int | None = None, progress: _Progress | None = None
+) -> Salvaged:
+    """Find the records of a damaged file whose bytes have a CRC that the file states for them.
+
+    Raises OSError where the file cannot be read; a file without a single record is no error.
     """

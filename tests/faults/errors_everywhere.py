@@ -179,26 +179,28 @@ def _check_absorbed(operations: Sequence[Operation]) -> None:
 
 
 def _may_be_absorbed(operation: Operation, before: Sequence[Operation]) -> bool:
-    if operation.kind == "fsync of a directory":
+    if _is_fsync_of_directory(operation, before):
         return not _has_names_to_sync(before)
-    if _confirms_fsync(operation, before):
-        return not _has_names_to_sync(before[:-1])
     pattern = _ABSORBED.get(operation.kind)
     return pattern is not None and re.fullmatch(pattern, operation.name) is not None
 
 
-def _confirms_fsync(operation: Operation, before: Sequence[Operation]) -> bool:
-    """Whether the operation asks the directory, after its fsync, if it is still well."""
-    follows = bool(before) and before[-1].kind == "fsync of a directory"
-    return follows and operation.kind == "stat" and operation.name == before[-1].name
+def _is_fsync_of_directory(operation: Operation, before: Sequence[Operation]) -> bool:
+    """Whether it is one, or the question after it: whether the directory is still well."""
+    if operation.kind == "fsync of a directory":
+        return True
+    asked = operation.kind == "stat" and bool(before)
+    return asked and (before[-1].kind, before[-1].name) == ("fsync of a directory", operation.name)
 
 
 def _has_names_to_sync(operations: Sequence[Operation]) -> bool:
-    """Whether names have been given since the directory was fsynced last."""
-    for operation in reversed(operations):
-        if operation.error == 0 and operation.kind == "fsync of a directory":
+    """Whether names have been given since the directory was fsynced last, and was well after that."""
+    for position in reversed(range(1, len(operations))):
+        operation, before = operations[position], operations[position - 1]
+        synced = (before.kind, before.error) == ("fsync of a directory", 0)
+        if synced and operation.kind == "stat" and operation.error == 0:
             return False
-        if operation.error == 0 and operation.kind in _NAMINGS:
+        if operation.kind in _NAMINGS and operation.error == 0:
             return True
     return False
 
@@ -221,14 +223,19 @@ def _check_raised(play: Play, injected: Sequence[Operation]) -> None:
 
 
 def _check_commit_unknown(operations: Sequence[Operation]) -> None:
-    renamed = False
-    for position, operation in enumerate(operations):
-        is_fsync = operation.kind == "fsync of a directory"
-        if operation.injected and renamed:
-            assert is_fsync or _confirms_fsync(operation, operations[:position]), str(operation)
-            return
-        renamed |= operation.kind == "rename" and operation.error == 0
-    raise AssertionError("CommitUnknownError, but no file had been renamed")
+    renames = [
+        position
+        for position, operation in enumerate(operations)
+        if operation.kind == "rename" and operation.error == 0
+    ]
+    unsynced = [
+        operation
+        for position, operation in enumerate(operations)
+        if operation.injected
+        and (renames and position > renames[0])
+        and _is_fsync_of_directory(operation, operations[:position])
+    ]
+    assert unsynced, "CommitUnknownError, but no fsync failed after a rename"
 
 
 def _judge_read(play: Play) -> str:

@@ -52,7 +52,7 @@ def change(kind: str, path: Path, new: Path, generator: random.Random) -> None:
             os.link(new, spare)
             spare.replace(path)
     elif kind == "deleted":
-        path.unlink()
+        path.unlink(missing_ok=True)
     elif kind == "cut":
         os.truncate(path, generator.randrange(path.stat().st_size))
     else:

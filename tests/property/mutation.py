@@ -67,6 +67,14 @@ def archives() -> list[Base]:
     ]
 
 
+def choose(random: Random, *, has_records: bool) -> Base:
+    """Choose an archive to change: one that was made to mislead, or as often an honest one."""
+    bases = [base for base in archives() if base.records or not has_records]
+    if random.random() < 0.5:
+        bases = [base for base in bases if not base.name.startswith(("hostile-", "malicious-"))]
+    return random.choice(bases)
+
+
 def _records(data: bytes) -> tuple[tuple[str, bytes], ...]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -148,7 +156,7 @@ def damaged(random: Random, base: Base) -> bytes:
         return change_bytes(random, base.data, dictionary())
     # In place, or else most files are refused for the offsets that no longer fit.
     changed = bytearray(base.data)
-    for _ in range(random.randint(1, 4)):
+    for _ in range(random.randint(1, 2)):
         random.choice([_flip, _set])(random, changed, [])
     return bytes(changed)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from tests.faults.harness import Tally
-from tests.property.mutation import WAYS, archives
+from tests.property.mutation import WAYS, choose, damaged
 from tests.specimens import assert_same, quiet
 
 import fastckpt
@@ -44,7 +44,7 @@ def run(seed: int, cases: int, directory: Path) -> Tally:
         for number in range(cases):
             random = Random(f"{seed}-{number}")
             way = random.choice(WAYS)
-            base = random.choice([base for base in archives() if base.records or way is WAYS[0]])
+            base = choose(random, has_records=way is not damaged)
             path.write_bytes(way(random, base))
             where = f"case {number} of seed {seed} ({way.__name__} {base.name})"
             try:

@@ -24,4 +24,4 @@ def test_what_is_accepted_is_accepted_by_others_and_equal() -> None:
     for way in ("rewritten", "zipped"):
         assert tally.outcomes[f"{way}: UnsafePickleError"] > 20
     # What the checksums are for.
-    assert tally.outcomes["damaged: ChecksumError, loaded by torch"] > 20
+    assert tally.outcomes["damaged: ChecksumError, loaded by torch"] > 10

@@ -4,6 +4,8 @@ Those of verdicts are in `fastckpt._verify_report.Status`. Every other non-zero 
 """
 
 USAGE = 2
+# As for a path that is verified and not there.
+NOT_FOUND = 4
 IO_ERROR = 6
 # EX_SOFTWARE of sysexits.h. Not 1, Python's own for a traceback: that would read as "damaged".
 INTERNAL = 70

@@ -25,16 +25,18 @@ class Line:
     style: str = ""
 
 
-def print_lines(lines: Iterable[Line]) -> None:
-    """Print to stdout, in colour where that is a terminal that wants it."""
-    if not _wants_colour(sys.stdout):
-        _write("".join(line.text + "\n" for line in lines))
+def print_lines(lines: Iterable[Line], stream: TextIO | None = None) -> None:
+    """Print to stdout, or another stream, in colour where that is a terminal that wants it."""
+    stream = sys.stdout if stream is None else stream
+    if not _wants_colour(stream):
+        stream.write("".join(line.text + "\n" for line in lines))
+        stream.flush()
         return
     # Imported only here: pipes and scripts do not wait for it.
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = Console(file=stream, highlight=False, soft_wrap=True)
     for line in lines:
         text = Text(line.text)
         start = line.text.find(line.label)

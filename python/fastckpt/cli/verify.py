@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated
@@ -10,7 +11,13 @@ import typer
 
 from fastckpt.cli.output import print_document, print_lines, print_message
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.verify_output import messages, report_document, report_lines
+from fastckpt.cli.verify_output import (
+    messages,
+    print_sums,
+    report_document,
+    report_lines,
+    sum_messages,
+)
 
 Task = Callable[[], int]
 
@@ -43,12 +50,23 @@ def verify(
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document instead of text.")
     ] = False,
+    sha256: Annotated[
+        bool,
+        typer.Option(
+            "--sha256",
+            help="Print the SHA-256 of each file of the good steps, for sha256sum -c; "
+            "the report goes to stderr.",
+        ),
+    ] = False,
 ) -> Task:
     """Read every byte of a checkpoint and compare it with the checksums in the file.
 
     Finds any flipped bit of a file that torch.save or fastckpt wrote, files that are missing from
     a step, and meta files that are no JSON. Needs neither torch nor a GPU.
     """
+    if sha256:
+        _check_sha256(paths, quick=quick, as_json=json)
+        return partial(_verify_and_sum, paths[0], strict=strict, threads=threads)
     return partial(_verify, paths, quick=quick, strict=strict, threads=threads, as_json=json)
 
 
@@ -68,3 +86,30 @@ def _verify(
     for kind, text in messages(report):
         print_message(kind, text)
     return exit_code
+
+
+def _check_sha256(paths: list[str], *, quick: bool, as_json: bool) -> None:
+    if quick:
+        raise typer.BadParameter("--sha256 is for files whose every byte was verified: no --quick")
+    if as_json:
+        raise typer.BadParameter("--sha256 prints lines for sha256sum: no --json")
+    if len(paths) != 1:
+        raise typer.BadParameter("--sha256 takes one PATH, to which the names are relative")
+
+
+def _verify_and_sum(path: str, *, strict: bool, threads: int | None) -> int:
+    from fastckpt._sha256 import Snapshot, files_to_sum
+    from fastckpt._verify import verify as verify_paths
+
+    snapshot = Snapshot(path)
+    with progress_bar("verifying") as progress:
+        report = verify_paths(path, threads=threads, progress=progress)
+    print_lines(report_lines(report), sys.stderr)
+    files, omitted = files_to_sum(report, path)
+    with progress_bar("hashing") as progress:
+        sums = snapshot.sums(files, progress)
+    # All of them or, where one cannot be read, none.
+    print_sums(sums)
+    for kind, text in (*messages(report), *sum_messages(sums, omitted)):
+        print_message(kind, text)
+    return report.status.exit_code(strict=strict)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from typing import Any
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from fastckpt._verify_report import Damage, FileReport, Status, StepReport, VerifyReport
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
+
+if TYPE_CHECKING:
+    from fastckpt._sha256 import Sum
 
 _LABELS = {
     Status.GOOD: ("OK", "green"),
@@ -183,6 +187,21 @@ def messages(report: VerifyReport) -> Iterator[tuple[str, str]]:
         count = plural(len(report.leftovers), "temporary file")
         example = printable(report.leftovers[0])
         yield "note", f"{count} of saves, running or interrupted, that no loader reads: {example}"
+
+
+def print_sums(sums: Sequence[Sum]) -> None:
+    """Print to stdout what `sha256sum -c` reads: names as they are, whatever bytes they have."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b"".join(os.fsencode(each.line) for each in sums))
+    sys.stdout.buffer.flush()
+
+
+def sum_messages(sums: Sequence[Sum], omitted: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of what was left out of the sums."""
+    for words in omitted:
+        yield "warning", f"no sum of it, since {printable(words)}"
+    if not sums:
+        yield "warning", "no sums: nothing here is a step that is whole and good"
 
 
 def report_document(report: VerifyReport) -> dict[str, Any]:

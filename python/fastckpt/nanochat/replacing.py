@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable
 
 from fastckpt import _native
+from fastckpt._replaced import superseded_names
 from fastckpt._step_parts import own_name
 from fastckpt._step_saves import StepSaves
 from fastckpt._survey import StepFiles, kept_name, survey_steps
@@ -85,24 +86,6 @@ def release_unreplaced(
     except OSError as error:
         # The error of the save is the one to raise.
         logger.warning(f"Second names of files in {directory} could not be removed: {error}")
-
-
-def superseded_names(directory: str, files: StepFiles) -> list[str]:
-    """Return the second names in a step that a newer, whole save has made useless.
-
-    Raises:
-        CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
-    """
-    save = StepSaves(directory, files).newest_whole(optimizer=True)
-    visible = {os.path.basename(path) for path in save.paths()}
-    # Every rank saves in the same order, so a save that the whole one has replaced in one place is
-    # older everywhere. Of any other nothing is known: a rank may be ahead, and it be newer.
-    older = [
-        kept
-        for save_id, kept in sorted(files.kept.items())
-        if save_id != save.save_id and any(own_name(name) in visible for name in kept.names())
-    ]
-    return [name for kept in older for name in kept.names()]
 
 
 def _superseded(directory: str, files: StepFiles) -> list[str]:

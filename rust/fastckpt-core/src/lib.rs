@@ -4,7 +4,7 @@
 //! Saving: [`write`] composes the bytes of an archive chunk by chunk in any order, [`commit`]
 //! keeps them under a temporary name and makes them visible. Loading: [`read`] checks the
 //! directory, brings the records into memory of our own ([`mapping`]) and checks their CRCs.
-//! [`verify`] reads every byte of a file and compares. All of them reach files through the traits
+//! [`verify`] reads every byte of a file and compares. [`repair`] finds what is left of a damaged one. All of them reach files through the traits
 //! in [`files`] only, and run their threads through [`job`].
 //!
 //! `unsafe` lives in [`mapping`], [`memory`], `files/real.rs` and `read/staged.rs`.
@@ -17,6 +17,7 @@ pub mod job;
 pub mod mapping;
 pub mod memory;
 pub mod read;
+pub mod repair;
 mod source;
 pub mod stale;
 pub mod verify;

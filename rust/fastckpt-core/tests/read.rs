@@ -504,6 +504,41 @@ fn an_unknown_byte_order_is_refused() {
 }
 
 #[test]
+fn what_torch_refuses_an_archive_for_is_refused() {
+    let good = archive_of(&payloads(&[40]), 64);
+    for (name, byte, problem) in [
+        (
+            "version",
+            b'0',
+            "has \"0\\n\", expected a version from 1 to 10",
+        ),
+        (
+            "version",
+            b'-',
+            "has \"-\\n\", expected a version from 1 to 10",
+        ),
+        (".storage_alignment", b'+', "has \"+4\", expected a number"),
+        (
+            ".data/serialization_id",
+            0xff,
+            "has \"\u{fffd}0000000000000000000040490072216\", expected text",
+        ),
+    ] {
+        let archive = in_memory(good.clone()).unwrap();
+        let (_, entry) = archive.index().find(name).unwrap();
+        let mut bytes = good.clone();
+        bytes[usize::try_from(entry.payload_offset).unwrap()] = byte;
+        // Without their checksums, or these would be what is wrong.
+        let message = in_memory(bytes)
+            .unwrap()
+            .decode(false)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(message, format!("model.pt: record {name} {problem}"));
+    }
+}
+
+#[test]
 fn a_missing_record_is_named() {
     let archive = in_memory(archive_of(&payloads(&[40]), 64)).unwrap();
     let outcome = archive.read(&["7".to_owned()], &ReadOptions::default(), &mut Unobserved);

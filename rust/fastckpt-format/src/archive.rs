@@ -26,7 +26,7 @@ const MAX_SAVE_ID: u64 = 99_999_999_999_999;
 /// Decimal digits of one half of a serialization id: those of 2^64 - 1.
 const HALF_DIGITS: usize = 20;
 /// Size of `.data/serialization_id`: two halves.
-const SERIALIZATION_ID_NBYTES: usize = 2 * HALF_DIGITS;
+pub(crate) const SERIALIZATION_ID_NBYTES: usize = 2 * HALF_DIGITS;
 
 impl SaveMark {
     /// The mark in a `.data/serialization_id`; `None` if another writer made it.

@@ -176,6 +176,7 @@ impl Placed<'_> {
     pub(crate) fn put_central(&self, crc32: u32, out: &mut Vec<u8>) {
         let entry = CentralEntry {
             signature: CENTRAL_SIGNATURE,
+            version_needed: 0,
             flags: self.flags(),
             method: METHOD_STORED,
             crc32,
@@ -185,6 +186,7 @@ impl Placed<'_> {
             extra_nbytes: clamp16(self.zip64_nbytes() as u64),
             comment_nbytes: 0,
             disk: 0,
+            external_attributes: 0,
             header_offset: clamp32(self.header_offset),
         };
         entry.encode(out);

@@ -154,6 +154,24 @@ impl Index {
         })
     }
 
+    /// The index of records that somebody else has checked: each within the file, apart from the
+    /// others, with a CRC and a name of its own, in file order.
+    pub(crate) fn of_records(root: String, entries: Vec<Entry>, file_nbytes: u64) -> Self {
+        let names = entries.iter().enumerate();
+        let names = names.map(|(position, entry)| (entry.name.to_ascii_lowercase(), position));
+        Self {
+            root,
+            flags: vec![0; entries.len()],
+            names: Names(names.collect()),
+            checksums: Checksums::All,
+            alignment: None,
+            layout: None,
+            directory: file_nbytes..file_nbytes,
+            file_nbytes,
+            entries,
+        }
+    }
+
     /// The root folder, without the slash.
     #[must_use]
     pub fn root(&self) -> &str {

@@ -172,6 +172,7 @@ impl LocalHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CentralEntry {
     pub(crate) signature: [u8; 4],
+    pub(crate) version_needed: u16,
     pub(crate) flags: u16,
     pub(crate) method: u16,
     pub(crate) crc32: u32,
@@ -181,6 +182,7 @@ pub(crate) struct CentralEntry {
     pub(crate) extra_nbytes: u16,
     pub(crate) comment_nbytes: u16,
     pub(crate) disk: u16,
+    pub(crate) external_attributes: u32,
     pub(crate) header_offset: u32,
 }
 
@@ -189,15 +191,18 @@ impl CentralEntry {
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let mut at = Cursor(bytes);
         let signature = at.array()?;
-        let _versions = at.u32()?;
+        let _version_made_by = at.u16()?;
+        let version_needed = at.u16()?;
         let (flags, method) = (at.u16()?, at.u16()?);
         let _time_and_date = at.u32()?;
         let (crc32, compressed_nbytes, nbytes) = (at.u32()?, at.u32()?, at.u32()?);
         let (name_nbytes, extra_nbytes, comment_nbytes) = (at.u16()?, at.u16()?, at.u16()?);
         let disk = at.u16()?;
-        let _attributes = at.bytes(6)?;
+        let _internal_attributes = at.u16()?;
+        let external_attributes = at.u32()?;
         Some(Self {
             signature,
+            version_needed,
             flags,
             method,
             crc32,
@@ -207,13 +212,15 @@ impl CentralEntry {
             extra_nbytes,
             comment_nbytes,
             disk,
+            external_attributes,
             header_offset: at.u32()?,
         })
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.signature);
-        out.put32(0); // version made by, version needed
+        out.put16(0); // version made by
+        out.put16(self.version_needed);
         out.put16(self.flags);
         out.put16(self.method);
         out.put32(0); // time and date
@@ -225,7 +232,7 @@ impl CentralEntry {
         out.put16(self.comment_nbytes);
         out.put16(self.disk);
         out.put16(0); // internal attributes
-        out.put32(0); // external attributes
+        out.put32(self.external_attributes);
         out.put32(self.header_offset);
     }
 
@@ -417,6 +424,7 @@ mod tests {
         };
         let central = CentralEntry {
             signature: CENTRAL_SIGNATURE,
+            version_needed: 11,
             flags: 1,
             method: 2,
             crc32: 3,
@@ -426,6 +434,7 @@ mod tests {
             extra_nbytes: 7,
             comment_nbytes: 8,
             disk: 9,
+            external_attributes: 12,
             header_offset: 10,
         };
         let (mut a, mut b) = (Vec::new(), Vec::new());

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::read::{Archive, LoadStager, ReadOptions};
+use fastckpt_core::repair;
 use fastckpt_format::archive::SaveMark;
 use fastckpt_format::index::{Checksums, Kind};
 use pyo3::exceptions::PyKeyError;
@@ -120,6 +121,10 @@ impl PyArchive {
         detached_quietly(py, || self.0.decode(verify)).map(PyGraph)
     }
 
+    fn decode_pickle(&self, py: Python<'_>) -> PyResult<PyGraph> {
+        detached_quietly(py, || repair::decode(&self.0)).map(PyGraph)
+    }
+
     #[pyo3(signature = (keys, *, mmap=false, verify=true, threads=None, progress=None))]
     #[allow(
         clippy::fn_params_excessive_bools,
@@ -187,6 +192,10 @@ impl PyArchive {
 }
 
 impl PyArchive {
+    pub(crate) fn new(archive: Archive) -> Self {
+        Self(archive)
+    }
+
     /// The 40 bytes that say who wrote the file and what is in it; `None` where there is no such
     /// record of this size.
     fn serialization_id(&self, py: Python<'_>) -> PyResult<Option<Vec<u8>>> {

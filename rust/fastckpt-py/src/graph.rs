@@ -1,6 +1,8 @@
 //! What data.pkl describes.
 
-use fastckpt_format::pickle::{Graph, StorageRef};
+use std::collections::HashSet;
+
+use fastckpt_format::pickle::{Graph, StorageId, StorageRef};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -35,12 +37,35 @@ impl PyGraph {
             .collect()
     }
 
+    /// (storage key, name, whether it is an item of a dict) of each place of the tensors over these
+    /// storages.
+    fn places(&self, keys: HashSet<String>) -> Vec<(String, String, bool)> {
+        let wanted = self.0.places(|storage| self.is_among(&keys, storage));
+        let described = wanted.into_iter().filter_map(|place| {
+            let key = &self.0.storages().get(place.storage.index())?.key;
+            Some((key.clone(), place.name, place.is_item))
+        });
+        described.collect()
+    }
+
+    fn without(&self, keys: HashSet<String>) -> Self {
+        let graph = self.0.clone();
+        Self(graph.without(|storage| self.is_among(&keys, storage)))
+    }
+
     fn build<'py>(
         &self,
         py: Python<'py>,
         storages: &Bound<'py, PyList>,
     ) -> PyResult<Bound<'py, PyAny>> {
         build::build(py, &self.0, storages)
+    }
+}
+
+impl PyGraph {
+    fn is_among(&self, keys: &HashSet<String>, storage: StorageId) -> bool {
+        let storage = self.0.storages().get(storage.index());
+        storage.is_some_and(|storage| keys.contains(&storage.key))
     }
 }
 

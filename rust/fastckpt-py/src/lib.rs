@@ -16,6 +16,7 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod repair;
 mod stagers;
 mod stale;
 mod verify;
@@ -33,6 +34,8 @@ mod _native {
     use crate::commit::{PyCommit, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::repair::{PyLost, PySalvaged, salvage};
     #[pymodule_export]
     use crate::stale::remove_stale;
     #[pymodule_export]

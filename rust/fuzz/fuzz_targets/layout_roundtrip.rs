@@ -3,10 +3,10 @@
 #![no_main]
 
 use fastckpt_format::FormatError;
-use fastckpt_format::checksum::crc32;
 use fastckpt_format::framing::Framing;
 use fastckpt_format::index::Index;
 use fastckpt_format::layout::{Alignment, Layout, RecordSpec};
+use fastckpt_fuzz::zipfile::render;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 
@@ -22,22 +22,6 @@ struct Archive {
 struct Input {
     archive: Archive,
     huge: Vec<u64>,
-}
-
-fn render(layout: &Layout) -> Vec<u8> {
-    let mut crc32s = Vec::new();
-    let mut file = Vec::new();
-    for (i, record) in layout.records().iter().enumerate() {
-        let payload = vec![b'p'; record.nbytes as usize];
-        crc32s.push(crc32(&payload));
-        file.extend(layout.local_header(i));
-        assert_eq!(file.len() as u64, record.payload_offset);
-        file.extend(&payload);
-        file.extend(layout.descriptor(i, crc32s[i]));
-    }
-    file.extend(layout.directory(&crc32s));
-    assert_eq!(file.len() as u64, layout.nbytes());
-    file
 }
 
 fuzz_target!(|input: Input| {
@@ -67,7 +51,12 @@ fuzz_target!(|input: Input| {
     let Ok(layout) = Layout::plan(&root, specs.collect(), alignment) else {
         return;
     };
-    let file = render(&layout);
+    let payloads: Vec<Vec<u8>> = layout
+        .records()
+        .iter()
+        .map(|record| vec![b'p'; record.nbytes as usize])
+        .collect();
+    let file = render(&layout, payloads.iter().map(Vec::as_slice));
     let read = |offset: u64, nbytes: usize| {
         Ok::<_, FormatError>(file[offset as usize..][..nbytes].to_vec())
     };

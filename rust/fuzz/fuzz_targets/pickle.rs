@@ -2,9 +2,14 @@
 #![no_main]
 
 use fastckpt_format::pickle::{Limits, Node, decode};
+use fastckpt_fuzz::memory::bounded;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: Vec<u8>| {
+/// A node of the graph, with its place on the stack and in the memo, is some 100 bytes, and can cost a
+/// single byte of pickle.
+const MEMORY_PER_BYTE: usize = 256;
+
+fn check(bytes: Vec<u8>) {
     let nbytes = bytes.len();
     let Ok(graph) = decode(bytes, Limits::default()) else {
         return;
@@ -22,4 +27,8 @@ fuzz_target!(|bytes: Vec<u8>| {
         assert!(graph.record_name(storage).is_some());
         assert!(!name.contains(char::is_control));
     }
+}
+
+fuzz_target!(|bytes: Vec<u8>| {
+    bounded(bytes.len(), MEMORY_PER_BYTE, || check(bytes));
 });

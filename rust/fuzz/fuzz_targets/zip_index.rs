@@ -5,9 +5,14 @@
 use fastckpt_format::FormatError;
 use fastckpt_format::framing::Framing;
 use fastckpt_format::index::Index;
-use libfuzzer_sys::fuzz_target;
+use fastckpt_fuzz::memory::bounded;
+use fastckpt_fuzz::mutate::mutate_archive;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target};
 
-fuzz_target!(|bytes: &[u8]| {
+/// A directory entry of 46 bytes becomes an entry, its flags, its name and the same as a key.
+const MEMORY_PER_BYTE: usize = 16;
+
+fn check(bytes: &[u8]) {
     let file_nbytes = bytes.len() as u64;
     let read = |offset: u64, nbytes: usize| {
         assert!(nbytes <= 1 << 20);
@@ -41,4 +46,12 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(framing.compare(gap, found).is_none(), *expected == *found);
     }
     let _ = (index.kind(), index.require_checkpoint(), index.checksums());
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    bounded(bytes.len(), MEMORY_PER_BYTE, || check(bytes));
+});
+
+fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    mutate_archive(data, size, max_size, seed)
 });

@@ -1,6 +1,7 @@
 //! What the archive describes: data.pkl, and the small records beside it.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use fastckpt_format::index::Entry;
 use fastckpt_format::pickle::{self, Graph, Limits, PickleError};
@@ -12,6 +13,13 @@ use crate::source::in_memory;
 /// Records beside the storages' that are larger than this are nobody's metadata, and are not
 /// checked until somebody reads them.
 const MAX_METADATA_NBYTES: u64 = 1 << 20;
+
+/// Archive versions that torch reads: `kMinSupportedFileFormatVersion` and
+/// `kMaxSupportedFileFormatVersion` of its `caffe2/serialize/versions.h`.
+const VERSIONS: RangeInclusive<u32> = 1..=10;
+
+/// As much of a record as a message shows.
+const MAX_SHOWN_NBYTES: usize = 32;
 
 /// Positions in a pickle are 32 bits in the decoder.
 const MAX_PICKLE_NBYTES: u64 = u32::MAX as u64;
@@ -44,9 +52,37 @@ impl Archive {
             .filter(|entry| is_metadata(entry))
             .map(|entry| &entry.name);
         for name in names {
-            self.read_record(name, verify)?;
+            let payload = self.read_record(name, verify)?;
+            self.check_stated(name, &payload)?;
         }
         Ok(())
+    }
+
+    /// Refuses what torch refuses an archive for: two readers are not to disagree about a file.
+    fn check_stated(&self, name: &str, payload: &[u8]) -> Result<()> {
+        let text = std::str::from_utf8(payload).ok();
+        let number = text.and_then(number);
+        // torch's look-up ignores case, and would find a record here that is another one to us.
+        let known = name.to_ascii_lowercase();
+        let (is_sound, expected) = match known.as_str() {
+            "version" | ".data/version" => (
+                number.is_some_and(|version| VERSIONS.contains(&version)),
+                "a version from 1 to 10",
+            ),
+            ".storage_alignment" => (number.is_some(), "a number"),
+            ".data/serialization_id" => (text.is_some(), "text"),
+            "byteorder" | ".format_version" => (true, ""),
+            _ => return Ok(()),
+        };
+        if name != known {
+            return Err(self.bad_record(name, format!("should be named {known}")));
+        }
+        if is_sound {
+            return Ok(());
+        }
+        let shown = &payload[..payload.len().min(MAX_SHOWN_NBYTES)];
+        let shown = String::from_utf8_lossy(shown);
+        Err(self.bad_record(name, format!("has {shown:?}, expected {expected}")))
     }
 
     fn check_byte_order(&self, verify: bool) -> Result<()> {
@@ -92,6 +128,14 @@ impl Archive {
             source,
         }
     }
+}
+
+/// Digits, which a new line may follow.
+fn number(text: &str) -> Option<u32> {
+    let digits = text.trim_ascii_end();
+    // str::parse would take a sign.
+    let all_digits = digits.bytes().all(|byte| byte.is_ascii_digit());
+    all_digits.then(|| digits.parse().ok())?
 }
 
 fn is_metadata(entry: &Entry) -> bool {

@@ -116,6 +116,11 @@ impl Archive {
         Self::from_file(Arc::new(MemoryFile(bytes)), name)
     }
 
+    /// A file of which an index has been made in another way.
+    pub(crate) fn of_records(source: Source, index: Index) -> Self {
+        Self { source, index }
+    }
+
     /// The file's name, for messages.
     #[must_use]
     pub fn path(&self) -> &Path {

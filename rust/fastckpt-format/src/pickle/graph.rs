@@ -6,7 +6,8 @@ use super::decode::Decoded;
 use super::dtype::Dtype;
 use super::error::PickleError;
 use super::global::Global;
-use super::{Limits, names, reach};
+use super::names::{self, Place};
+use super::{Limits, reach};
 
 /// The position of a node in its graph. The same id twice is the same Python object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -320,5 +321,43 @@ impl Graph {
     #[must_use]
     pub fn tensor_names(&self) -> Vec<(StorageId, String)> {
         names::tensor_names(self)
+    }
+
+    /// Every place where a tensor over one of these storages stands, in the order of
+    /// [`Graph::tensor_names`]; of very many the first.
+    #[must_use]
+    pub fn places(&self, is_wanted: impl Fn(StorageId) -> bool) -> Vec<Place> {
+        names::places(self, is_wanted)
+    }
+
+    /// The same object without the tensors over some storages: dicts without the items that they were
+    /// in, and `None` where they stood elsewhere.
+    #[must_use]
+    pub fn without(mut self, is_lost: impl Fn(StorageId) -> bool) -> Self {
+        let lost_tensors: Vec<bool> = self
+            .nodes
+            .iter()
+            .map(|node| matches!(node, Node::Tensor(tensor) if is_lost(tensor.storage)))
+            .collect();
+        let of = |flags: &[bool], id: &NodeId| flags.get(id.index()).copied().unwrap_or(false);
+        let lost: Vec<bool> = self
+            .nodes
+            .iter()
+            .zip(&lost_tensors)
+            .map(|(node, is_lost)| match node {
+                Node::Parameter { tensor, .. } => of(&lost_tensors, tensor),
+                _ => *is_lost,
+            })
+            .collect();
+        for (node, is_lost) in self.nodes.iter_mut().zip(&lost) {
+            match node {
+                _ if *is_lost => *node = Node::None,
+                Node::Dict(items) | Node::OrderedDict { items, .. } => {
+                    items.retain(|(key, value)| !of(&lost, key) && !of(&lost, value));
+                }
+                _ => {}
+            }
+        }
+        self
     }
 }

@@ -30,6 +30,7 @@ pub use dtype::Dtype;
 pub use error::{PickleError, TensorProblem};
 pub use global::Global;
 pub use graph::{Counter, Graph, Node, NodeId, StorageId, StorageRef, Tensor, Text};
+pub use names::Place;
 
 /// What a pickle may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -38,32 +38,48 @@ struct Visit {
     is_argument: bool,
 }
 
+/// Where a tensor stands in the saved object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    /// The storage that it is a view of.
+    pub storage: StorageId,
+    /// The path of keys that leads to it, as in [`Graph::tensor_names`].
+    pub name: String,
+    /// Whether it is an item of a dict, which can go without it; else it is at a position of a list or
+    /// tuple, or the object itself.
+    pub is_item: bool,
+}
+
+/// Places that are listed; a pickle can put one tensor into a list a million times, two bytes each.
+pub(super) const MAX_PLACES: usize = 1 << 17;
+
 /// Every tensor and storage below the root, depth first, each object once.
 pub(super) fn tensor_names(graph: &Graph) -> Vec<(StorageId, String)> {
-    let mut walk = Walk {
-        graph,
-        states: reach::states_of(graph),
-        steps: Vec::new(),
-        visits: Vec::new(),
-    };
-    let mut seen = vec![false; graph.nodes.len()];
     let mut names = Vec::new();
-    walk.visits.push(Visit {
-        node: graph.root,
-        path: None,
-        is_argument: false,
+    Walk::new(graph).run(true, |walk, storage, visit| {
+        names.push((storage, walk.name(visit.path)));
+        true
     });
-    while let Some(visit) = walk.visits.pop() {
-        if !reach::mark(&mut seen, visit.node) {
-            continue;
-        }
-        match graph.node(visit.node) {
-            Node::Tensor(tensor) => names.push((tensor.storage, walk.name(visit.path))),
-            Node::Storage(storage) => names.push((*storage, walk.name(visit.path))),
-            node => walk.descend(node, visit),
-        }
-    }
     names
+}
+
+/// Every place of the tensors over some storages.
+pub(super) fn places(graph: &Graph, is_wanted: impl Fn(StorageId) -> bool) -> Vec<Place> {
+    let mut places = Vec::new();
+    Walk::new(graph).run(false, |walk, storage, visit| {
+        if is_wanted(storage) {
+            let name = walk.name(visit.path);
+            let step = visit.path.and_then(|path| walk.steps.get(path as usize));
+            let is_item = step.is_some_and(|step| matches!(step.key, Key::Node(_)));
+            places.push(Place {
+                storage,
+                name,
+                is_item,
+            });
+        }
+        places.len() < MAX_PLACES
+    });
+    places
 }
 
 struct Walk<'a> {
@@ -73,7 +89,49 @@ struct Walk<'a> {
     visits: Vec<Visit>,
 }
 
-impl Walk<'_> {
+impl<'a> Walk<'a> {
+    fn new(graph: &'a Graph) -> Self {
+        let root = Visit {
+            node: graph.root,
+            path: None,
+            is_argument: false,
+        };
+        Self {
+            graph,
+            states: reach::states_of(graph),
+            steps: Vec::new(),
+            visits: vec![root],
+        }
+    }
+
+    /// Visits all objects, and shows tensors and storages to `leaf` until it returns false: each of
+    /// them once, or wherever it stands.
+    fn run(mut self, once: bool, mut leaf: impl FnMut(&Self, StorageId, Visit) -> bool) {
+        let mut seen = vec![false; self.graph.nodes.len()];
+        while let Some(visit) = self.visits.pop() {
+            let node = self.graph.node(visit.node);
+            let is_leaf = matches!(
+                node,
+                Node::Tensor(_) | Node::Storage(_) | Node::Parameter { .. }
+            );
+            let is_new = reach::mark(&mut seen, visit.node);
+            if !is_new && (once || !is_leaf) {
+                continue;
+            }
+            let storage = match node {
+                Node::Tensor(tensor) => tensor.storage,
+                Node::Storage(storage) => *storage,
+                node => {
+                    self.descend(node, visit);
+                    continue;
+                }
+            };
+            if !leaf(&self, storage, visit) {
+                return;
+            }
+        }
+    }
+
     /// Pushes the children of a node so that the first comes off the stack first.
     fn descend(&mut self, node: &Node, visit: Visit) {
         let first_child = self.visits.len();

@@ -1,0 +1,59 @@
+"""`fastckpt gc`: remove what interrupted saves have left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from fastckpt.cli.gc_output import messages, report_document, report_lines
+from fastckpt.cli.output import print_document, print_lines, print_message
+
+Task = Callable[[], int]
+
+EPILOG = (
+    "Exit codes: 0 done, whether there was something to remove or not, 2 usage, 4 no such "
+    "directory, 6 something could not be read or removed, 130 interrupted. "
+    "Any other code but 0 is a failure too."
+)
+
+
+def gc(
+    directories: Annotated[
+        list[str], typer.Argument(help="Checkpoint directories, or directories above them.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
+    ] = False,
+    incomplete: Annotated[
+        bool,
+        typer.Option("--incomplete", help="Remove steps that can never be completed, too."),
+    ] = False,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document instead of text.")
+    ] = False,
+) -> Task:
+    """Remove what interrupted saves have left behind.
+
+    That is: temporary files of saves whose process has died, and files that a newer save has
+    replaced and that were kept until it was whole. Steps that are not whole although a later one is
+    are listed, and removed with --incomplete. A whole step is never touched. Saves may be running
+    meanwhile, on this machine.
+    """
+    return partial(_gc, directories, dry_run=dry_run, incomplete=incomplete, as_json=json)
+
+
+def _gc(directories: list[str], *, dry_run: bool, incomplete: bool, as_json: bool) -> int:
+    from fastckpt._gc import collect_garbage
+
+    report = collect_garbage(directories, dry_run=dry_run, incomplete=incomplete)
+    if as_json:
+        document = report_document(report)
+        print_document("gc", report.status, report.exit_code, report=document)
+    else:
+        print_lines(report_lines(report))
+    for kind, text in messages(report):
+        print_message(kind, text)
+    return report.exit_code

@@ -1,0 +1,140 @@
+"""How `fastckpt gc` says what it found and removed: as text and as JSON."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from fastckpt._gc_report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
+from fastckpt.cli.output import Line, format_nbytes, plural, printable
+
+_KINDS = {
+    GarbageKind.TEMPORARY: "temporary file",
+    GarbageKind.REPLACED: "replaced file",
+    GarbageKind.INCOMPLETE: "incomplete step",
+}
+_KIND_WIDTH = max(map(len, _KINDS.values()))
+_STATES = {
+    StepState.ABANDONED: "can never be completed",
+    StepState.UNDER_WAY: "may be under way",
+    StepState.MODEL_ONLY: "has no optimizer shards, and is left alone",
+    StepState.FOREIGN: "is incomplete, and not written by fastckpt",
+    StepState.DAMAGED: "is damaged",
+}
+_FAILED = "NOT REMOVED"
+
+
+def report_lines(report: GcReport) -> Iterator[Line]:
+    """Yield the text: what was removed, and which steps are not whole."""
+    if report.not_found and not (report.files or report.steps or report.errors):
+        yield Line(f"NOT FOUND: {plural(len(report.not_found), 'path')}", "NOT FOUND", "red")
+        return
+    yield _verdict_line(report)
+    done = "would be" if report.dry_run else "removed"
+    for directory, files in _by_directory(report):
+        yield Line(printable(directory))
+        for file in files:
+            yield _file_line(file, done)
+    for step in report.steps:
+        yield from _step_lines(step)
+
+
+def _verdict_line(report: GcReport) -> Line:
+    count = sum(file.error is None for file in report.files)
+    if count == 0:
+        failed = plural(len(report.files), "file")
+        return (
+            Line(f"{_FAILED}: {failed}", _FAILED, "bold red")
+            if report.files
+            else Line("NOTHING TO REMOVE", "NOTHING TO REMOVE", "green")
+        )
+    label = "WOULD REMOVE" if report.dry_run else "REMOVED"
+    freed = format_nbytes(report.freed_nbytes)
+    verb = "would be freed" if report.dry_run else "freed"
+    return Line(f"{label}: {plural(count, 'file')}, {freed} {verb}", label, "green")
+
+
+def _by_directory(report: GcReport) -> Iterator[tuple[str, list[GarbageFile]]]:
+    directories: dict[str, list[GarbageFile]] = {}
+    for file in report.files:
+        directories.setdefault(os.path.dirname(file.path), []).append(file)
+    yield from directories.items()
+
+
+def _file_line(file: GarbageFile, done: str) -> Line:
+    word, style = (done, "") if file.error is None else (_FAILED, "bold red")
+    columns = (
+        f"  {word:<{len(_FAILED)}}",
+        f"{_KINDS[file.kind]:<{_KIND_WIDTH}}",
+        f"{format_nbytes(file.nbytes):>9}",
+        printable(os.path.basename(file.path)),
+    )
+    return Line("  ".join(columns), word if style else "", style)
+
+
+def _step_lines(step: UnfinishedStep) -> Iterator[Line]:
+    if step.removed:
+        return
+    label = _STATES[step.state]
+    size = f"{plural(len(step.files), 'file')}, {format_nbytes(step.nbytes)}"
+    where = printable(step.directory)
+    yield Line(f"step {step.step} in {where} {label} ({size}): {printable(step.reason)}", label)
+    if step.state is StepState.ABANDONED and step.loads_model:
+        yield Line("  its model and meta are whole, and load without the optimizer")
+
+
+def messages(report: GcReport) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of what belongs on stderr."""
+    for path in report.not_found:
+        yield "error", f"{printable(path)}: no such directory"
+    for path, words in report.errors:
+        yield "error", f"{printable(path)}: {printable(words)}"
+    if report.live:
+        count = plural(len(report.live), "temporary file")
+        example = printable(report.live[0])
+        yield "note", f"{count} of saves that are running, not touched: {example}"
+    abandoned = [step for step in report.steps if step.state is StepState.ABANDONED]
+    left = [step for step in abandoned if not step.removed]
+    if left and not report.incomplete:
+        yield "hint", f"--incomplete removes {plural(len(left), 'step')} that nobody can complete"
+    elif left and report.live and not report.dry_run:
+        yield "hint", "steps are not removed while a save is running in their directory"
+
+
+def report_document(report: GcReport) -> dict[str, Any]:
+    """Return the report as JSON values. Paths that are not UTF-8 have lone surrogates."""
+    return {
+        "dry_run": report.dry_run,
+        "incomplete": report.incomplete,
+        "freed_nbytes": report.freed_nbytes,
+        "files": [_file_document(file) for file in report.files],
+        "steps": [_step_document(step) for step in report.steps],
+        "live": list(report.live),
+        "errors": [{"path": path, "message": words} for path, words in report.errors],
+        "not_found": list(report.not_found),
+    }
+
+
+def _file_document(file: GarbageFile) -> dict[str, Any]:
+    return {
+        "path": file.path,
+        "kind": file.kind.value,
+        "step": file.step,
+        "nbytes": file.nbytes,
+        "removed": file.removed,
+        "error": file.error,
+    }
+
+
+def _step_document(step: UnfinishedStep) -> dict[str, Any]:
+    return {
+        "directory": step.directory,
+        "step": step.step,
+        "state": step.state.value,
+        "reason": step.reason,
+        "loads_model": step.loads_model,
+        "nbytes": step.nbytes,
+        "removed": step.removed,
+        "files": list(step.files),
+    }

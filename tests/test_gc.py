@@ -1,0 +1,526 @@
+"""`fastckpt gc`: what it removes, in which order, and all that it leaves alone."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastckpt
+from fastckpt import collect_garbage
+from fastckpt._gc import GarbageKind, StepState
+from fastckpt._survey import kept_name
+from fastckpt.cli.app import run
+from fastckpt.nanochat import save_id as save_id_module
+
+RANKS = 2
+
+
+def save(directory: Path, step: int, save_id: int, ranks: tuple[int, ...] = (1, 0)) -> None:
+    """Save a step of two ranks; those that are left out never come to it."""
+    with save_id_module.agreed(save_id, RANKS):
+        for rank in ranks:
+            weights = {"w": torch.full((8,), float(save_id))}
+            state = {"rank": torch.tensor([save_id, rank])}
+            fastckpt.save_checkpoint(directory, step, weights, state, {"step": step}, rank=rank)
+
+
+def names(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def of_step(directory: Path, step: int) -> set[str]:
+    return {name for name in names(directory) if f"_{step:06d}" in name}
+
+
+def whole(directory: Path, step: int) -> float:
+    """Load a step, which has to be whole; return the save id that its weights say."""
+    for rank in range(RANKS):
+        loaded = fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True, rank=rank)
+    return float(loaded[0]["w"][0])
+
+
+def leave_temporary(directory: Path, nbytes: int = 1000) -> str:
+    """Let a process die in the middle of a save; return the name of what it leaves."""
+    before = names(directory)
+    script = (
+        "import os, signal, sys\n"
+        "from fastckpt import _native\n"
+        "commit = _native.Commit()\n"
+        "commit.write_bytes(sys.argv[1], bytes(int(sys.argv[2])))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    target = str(directory / "never.json")
+    done = subprocess.run([sys.executable, "-c", script, target, str(nbytes)], check=False)
+    assert done.returncode == -9
+    (left,) = names(directory) - before
+    return left
+
+
+@contextmanager
+def running_save(directory: Path) -> Iterator[str]:
+    """Have a temporary file whose owner lives."""
+    path = directory / f".fastckpt-{os.getpid()}-999999.tmp"
+    with path.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield path.name
+
+
+def in_order_of_age(directory: Path, *steps: int) -> None:
+    """Date the files of steps, the first step oldest."""
+    for age, step in enumerate(steps):
+        for name in of_step(directory, step):
+            os.utime(directory / name, (10**9 + age, 10**9 + age))
+
+
+@pytest.fixture
+def abandoned(tmp_path: Path) -> Path:
+    """Steps 1 and 3 are whole; of step 2, rank 1 has saved nothing."""
+    save(tmp_path, 1, 11)
+    save(tmp_path, 2, 12, ranks=(0,))
+    save(tmp_path, 3, 13)
+    in_order_of_age(tmp_path, 1, 2, 3)
+    return tmp_path
+
+
+# Temporary files
+
+
+def test_a_directory_of_whole_steps_is_left_as_it_is(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11)
+    save(tmp_path, 2, 12)
+    before = names(tmp_path)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert (report.files, report.steps, report.live, report.errors) == ((), (), (), ())
+    assert (report.ok, report.freed_nbytes) == (True, 0)
+    assert names(tmp_path) == before
+
+
+def test_a_dead_save_is_cleaned_up_and_a_running_one_is_not(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11)
+    left = leave_temporary(tmp_path, 1000)
+    with running_save(tmp_path) as live:
+        listed = collect_garbage(tmp_path, dry_run=True)
+        assert left in names(tmp_path)
+        report = collect_garbage(tmp_path)
+        assert live in names(tmp_path)
+    for each, removed in ((listed, False), (report, True)):
+        (file,) = each.files
+        assert file.path == str(tmp_path / left)
+        assert (file.kind, file.nbytes, file.removed) == (GarbageKind.TEMPORARY, 1000, removed)
+        assert each.freed_nbytes == 1000
+        assert each.live == (str(tmp_path / live),)
+    assert left not in names(tmp_path)
+    assert whole(tmp_path, 1) == 11
+
+
+def test_files_of_others_are_not_ours_to_remove(tmp_path: Path) -> None:
+    foreign = {
+        ".fastckpt-1.tmp",
+        ".fastckpt-a-1.tmp",
+        ".fastckpt-notes.txt",
+        ".fastckpt-00000000000011-notes.txt.kept",
+        ".fastckpt-11-model_000001.pt.kept",
+        "model_000001.pt.tmp",
+        "tmp1234",
+        ".model_000001.pt.swp",
+        "notes.txt",
+    }
+    save(tmp_path, 1, 11)
+    for name in foreign:
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / ".fastckpt-1-2.tmp").mkdir()
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert report.files == ()
+    assert foreign < names(tmp_path)
+    assert (tmp_path / ".fastckpt-1-2.tmp").is_dir()
+
+
+def test_a_file_that_cannot_be_removed_is_an_error_and_the_rest_goes_on(
+    abandoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = leave_temporary(abandoned)
+
+    def fail(directory: str, *, dry_run: bool = False) -> list[str]:
+        if dry_run:
+            return [left]
+        raise OSError(errno.EPERM, "Operation not permitted", os.path.join(directory, left))
+
+    monkeypatch.setattr(fastckpt._native, "remove_stale", fail)
+    report = collect_garbage(abandoned, incomplete=True)
+    assert report.errors == ((str(abandoned / left), "Operation not permitted"),)
+    assert (report.ok, report.exit_code) == (False, 6)
+    failed = [file for file in report.files if not file.removed]
+    assert [(file.path, file.error) for file in failed] == [report.errors[0]]
+    assert of_step(abandoned, 2) == set()
+    assert report.freed_nbytes == sum(file.nbytes for file in report.files if file.removed)
+
+
+# Second names of replaced files
+
+
+def test_second_names_go_once_a_newer_save_is_whole(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    save(old, 1, 11)
+    save(new, 1, 12)
+    kept = {kept_name(11, name) for name in names(old)}
+    for name in names(old):
+        shutil.copy(old / name, new / kept_name(11, name))
+    nbytes = sum((new / name).stat().st_size for name in kept)
+    report = collect_garbage(new)
+    assert {Path(file.path).name for file in report.files} == kept
+    assert all(file.kind is GarbageKind.REPLACED and file.step == 1 for file in report.files)
+    assert report.freed_nbytes == nbytes
+    assert names(new) == names(old)
+    assert whole(new, 1) == 12
+
+
+def test_second_names_stay_while_their_save_is_the_one_that_loads(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11)
+    save(tmp_path, 1, 12, ranks=(0,))
+    before = names(tmp_path)
+    assert len([name for name in before if name.endswith(".kept")]) > 0
+    assert whole(tmp_path, 1) == 11
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert (report.files, report.steps) == ((), ())
+    assert names(tmp_path) == before
+    assert whole(tmp_path, 1) == 11
+
+
+def test_a_file_with_another_name_elsewhere_frees_nothing(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    save(old, 1, 11)
+    save(new, 1, 12)
+    for name in names(old):
+        os.link(old / name, new / kept_name(11, name))
+    assert collect_garbage(new, dry_run=True).freed_nbytes == 0
+    report = collect_garbage(new)
+    assert len(report.files) == len(names(old))
+    assert report.freed_nbytes == 0
+    assert whole(old, 1) == 11
+
+
+# Steps that can never be completed
+
+
+def test_an_abandoned_step_goes_only_when_told_to(abandoned: Path) -> None:
+    before = of_step(abandoned, 2)
+    report = collect_garbage(abandoned)
+    (step,) = report.steps
+    assert (step.step, step.state, step.removed) == (2, StepState.ABANDONED, False)
+    assert "optim_000002_rank1.pt is missing" in step.reason
+    assert step.loads_model
+    assert report.files == ()
+    assert of_step(abandoned, 2) == before
+
+    assert collect_garbage(abandoned, incomplete=True, dry_run=True).freed_nbytes > 0
+    assert of_step(abandoned, 2) == before
+
+    report = collect_garbage(abandoned, incomplete=True)
+    (step,) = report.steps
+    assert step.removed
+    assert {Path(file.path).name for file in report.files} == before
+    assert report.freed_nbytes == step.nbytes == sum(file.nbytes for file in report.files)
+    assert of_step(abandoned, 2) == set()
+    assert (whole(abandoned, 1), whole(abandoned, 3)) == (11, 13)
+
+
+def test_a_step_that_may_be_under_way_is_never_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11)
+    save(tmp_path, 2, 12, ranks=(1,))
+    before = names(tmp_path)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(2, StepState.UNDER_WAY)]
+    assert names(tmp_path) == before
+
+    (tmp_path / "other").mkdir()
+    save(tmp_path / "other", 1, 11, ranks=(0,))
+    report = collect_garbage(tmp_path / "other", incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(1, StepState.UNDER_WAY)]
+
+
+def test_a_run_that_was_started_again_is_under_way_below_the_steps_of_the_first(
+    abandoned: Path,
+) -> None:
+    in_order_of_age(abandoned, 1, 3, 2)
+    before = names(abandoned)
+    report = collect_garbage(abandoned, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(2, StepState.UNDER_WAY)]
+    assert names(abandoned) == before
+
+
+def test_no_step_is_removed_while_a_save_runs_in_its_directory(abandoned: Path) -> None:
+    below = abandoned / "below"
+    shutil.copytree(abandoned, below)
+    in_order_of_age(below, 1, 2, 3)
+    with running_save(abandoned):
+        report = collect_garbage(abandoned, incomplete=True)
+    assert [(step.directory, step.removed) for step in report.steps] == [
+        (str(abandoned), False),
+        (str(below), True),
+    ]
+    assert len(of_step(abandoned, 2)) == 4
+    assert of_step(below, 2) == set()
+
+
+def test_shards_alone_and_torn_steps_are_removed_too(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11, ranks=(1,))
+    save(tmp_path, 2, 12)
+    (tmp_path / "model_000002.pt").unlink()
+    save(tmp_path, 2, 13, ranks=(0,))
+    for name in [name for name in names(tmp_path) if name.endswith(".kept")]:
+        (tmp_path / name).unlink()
+    save(tmp_path, 3, 14)
+    in_order_of_age(tmp_path, 1, 2, 3)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [
+        (1, StepState.ABANDONED),
+        (2, StepState.ABANDONED),
+    ]
+    assert "is not of the save that" in report.steps[1].reason
+    assert names(tmp_path) == of_step(tmp_path, 3)
+
+
+def test_models_whose_shards_were_removed_on_purpose_stay(tmp_path: Path) -> None:
+    save(tmp_path, 1, 11)
+    for rank in range(RANKS):
+        (tmp_path / f"optim_000001_rank{rank}.pt").unlink()
+    save(tmp_path, 2, 12)
+    in_order_of_age(tmp_path, 1, 2)
+    before = names(tmp_path)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(1, StepState.MODEL_ONLY)]
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("model_000001.pt",),
+        ("model_000001.pt", "optim_000001_rank1.pt"),
+        ("optim_000001_rank0.pt",),
+    ],
+)
+def test_what_torch_has_saved_is_not_removed(tmp_path: Path, files: tuple[str, ...]) -> None:
+    for name in files:
+        torch.save({"w": torch.ones(3)}, tmp_path / name)
+    save(tmp_path, 2, 12)
+    in_order_of_age(tmp_path, 1, 2)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(1, StepState.FOREIGN)]
+    assert of_step(tmp_path, 1) == {*files}
+
+
+def test_nanochats_own_steps_without_a_gap_are_whole(tmp_path: Path) -> None:
+    for name in ("model_000001.pt", "optim_000001_rank0.pt", "optim_000001_rank1.pt"):
+        torch.save({"w": torch.ones(3)}, tmp_path / name)
+    (tmp_path / "meta_000001.json").write_text("{}")
+    save(tmp_path, 2, 12)
+    assert collect_garbage(tmp_path, incomplete=True).steps == ()
+
+
+def test_a_damaged_step_is_not_judged(abandoned: Path) -> None:
+    with (abandoned / "model_000002.pt").open("r+b") as file:
+        file.truncate(100)
+    before = names(abandoned)
+    report = collect_garbage(abandoned, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(2, StepState.DAMAGED)]
+    assert report.ok
+    assert names(abandoned) == before
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("calls", range(6))
+def test_a_crash_while_a_step_is_removed_leaves_nothing_that_looks_whole(
+    abandoned: Path, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stop before each unlink and fsync: the model is gone, durably, before anything else is."""
+    left = calls
+    trace: list[str] = []
+
+    def then(real: Any, word: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                raise Crash
+            left -= 1
+            trace.append(word if word == "fsync" else os.path.basename(args[0]))
+            return real(*args, **options)
+
+        return call
+
+    monkeypatch.setattr(os, "unlink", then(os.unlink, "unlink"))
+    monkeypatch.setattr(os, "fsync", then(os.fsync, "fsync"))
+    if calls < 5:
+        with pytest.raises(Crash):
+            collect_garbage(abandoned, incomplete=True)
+    else:
+        assert collect_garbage(abandoned, incomplete=True).ok
+    monkeypatch.undo()
+
+    assert (
+        trace
+        == [
+            "model_000002.pt",
+            "fsync",
+            "meta_000002.json",
+            "optim_000002_rank0.pt",
+            "manifest_000002.json",
+        ][:calls]
+    )
+    assert (whole(abandoned, 1), whole(abandoned, 3)) == (11, 13)
+    if calls:
+        assert "model_000002.pt" not in names(abandoned)
+    with pytest.raises(FileNotFoundError):
+        fastckpt.load_checkpoint(abandoned, 2, "cpu", load_optimizer=True)
+    assert collect_garbage(abandoned, incomplete=True).ok
+    assert of_step(abandoned, 2) == set()
+
+
+def test_the_rest_stays_where_the_model_cannot_be_removed(
+    abandoned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> None:
+        assert path.endswith("model_000002.pt")
+        raise OSError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "unlink", fail)
+    before = names(abandoned)
+    report = collect_garbage(abandoned, incomplete=True)
+    monkeypatch.undo()
+    assert report.errors == ((str(abandoned / "model_000002.pt"), "Operation not permitted"),)
+    assert [step.removed for step in report.steps] == [False]
+    assert {file.error for file in report.files} == {
+        "Operation not permitted",
+        "kept, since the model could not be removed",
+    }
+    assert names(abandoned) == before
+
+
+# Directories
+
+
+def test_directories_below_and_links_are_looked_through_once(tmp_path: Path) -> None:
+    runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
+    for directory in (runs / "d12", elsewhere):
+        save(directory, 1, 11)
+        leave_temporary(directory)
+    (runs / "link").symlink_to(elsewhere)
+    (runs / "loop").symlink_to(runs)
+    report = collect_garbage([runs, elsewhere])
+    assert sorted(os.path.dirname(file.path) for file in report.files) == [
+        str(runs / "d12"),
+        str(runs / "link"),
+    ]
+    assert report.ok
+    for directory in (runs / "d12", elsewhere):
+        assert whole(directory, 1) == 11
+        assert not [name for name in names(directory) if name.startswith(".")]
+
+
+def test_a_path_that_is_no_directory_is_not_found(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    report = collect_garbage([tmp_path / "nothing", tmp_path / "file"])
+    assert report.not_found == (str(tmp_path / "nothing"), str(tmp_path / "file"))
+    assert (report.status, report.exit_code) == ("not_found", 4)
+
+
+# The command
+
+
+def test_text(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    left = leave_temporary(abandoned, 1500)
+    assert run(["gc", "--dry-run", str(abandoned)]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[:3] == [
+        "WOULD REMOVE: 1 file, 1.5 kB would be freed",
+        str(abandoned),
+        f"  would be     temporary file      1.5 kB  {left}",
+    ]
+    assert lines[3].startswith(f"step 2 in {abandoned} can never be completed (4 files, ")
+    assert lines[4] == "  its model and meta are whole, and load without the optimizer"
+    assert captured.err == "hint: --incomplete removes 1 step that nobody can complete\n"
+
+    assert run(["gc", "--incomplete", str(abandoned)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("REMOVED: 5 files, ")
+    assert f"  removed      temporary file      1.5 kB  {left}\n" in captured.out
+    assert "  removed      incomplete step" in captured.out
+    assert captured.err == ""
+
+    assert run(["gc", str(abandoned)]) == 0
+    assert capsys.readouterr().out == "NOTHING TO REMOVE\n"
+
+
+def test_document(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["gc", "--json", "--incomplete", str(abandoned)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["command"], document["status"], document["ok"]) == ("gc", "good", True)
+    report = document["report"]
+    assert report["freed_nbytes"] == sum(file["nbytes"] for file in report["files"])
+    assert report["files"][0]["path"] == str(abandoned / "model_000002.pt")
+    assert {file["kind"] for file in report["files"]} == {"incomplete"}
+    (step,) = report["steps"]
+    assert (step["step"], step["state"], step["removed"]) == (2, "abandoned", True)
+
+
+def test_exit_codes_of_failures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "nothing")
+    assert run(["gc", missing]) == 4
+    captured = capsys.readouterr()
+    assert captured.out == "NOT FOUND: 1 path\n"
+    assert captured.err == f"error: {missing}: no such directory\n"
+    assert run(["gc"]) == 2
+    assert "hint: try `fastckpt gc --help`" in capsys.readouterr().err
+
+
+def test_running_saves_are_noted(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with running_save(abandoned) as live:
+        assert run(["gc", "--incomplete", str(abandoned)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("NOTHING TO REMOVE\n")
+    assert (
+        f"note: 1 temporary file of saves that are running, not touched: {abandoned}/{live}\n"
+        in (captured.err)
+    )
+    assert "hint: steps are not removed while a save is running" in captured.err
+
+
+def test_names_do_not_control_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = tmp_path / "d\x1b[2J\n12"
+    save(evil, 1, 11)
+    leave_temporary(evil)
+    assert run(["gc", str(evil)]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_the_command_imports_no_torch(abandoned: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "fastckpt", "gc", str(abandoned)],
+        text=True,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    imported = {
+        line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()
+    }
+    assert "typer" in imported
+    assert not imported & {"torch", "numpy", "rich"}
