@@ -269,6 +269,8 @@ class Commit:
         """
     def publish(self, paths: Sequence[_Path]) -> None:
         """Rename to `paths` in this order, then fsync the directories; what was kept is durable before."""
+    def sync_directory(self, directory: _Path) -> None:
+        """Make all that has happened in a directory durable, whoever did it."""
     def discard(self, directory: _Path, names: Sequence[str]) -> None:
         """Fsync the directory, then remove hidden names (.fastckpt-*) from it; missing ones are passed over."""
     def abort(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from ._step_parts import own_name
-from ._step_saves import StepSaves
+from ._step_saves import read_save
 from ._survey import StepFiles
 
 
@@ -19,7 +19,9 @@ def superseded_names(directory: str, files: StepFiles) -> list[str]:
     Raises:
         CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
     """
-    save = StepSaves(directory, files).newest_whole(optimizer=True)
+    # Looked for after the names were listed, and until two looks agree: a save that is under way must
+    # not make a whole one seem torn.
+    save = read_save(directory, files.step, optimizer=True)
     visible = {os.path.basename(path) for path in save.paths()}
     # Every rank saves in the same order, so a save that the whole one has replaced in one place is
     # older everywhere. Of any other nothing is known: a rank may be ahead, and it be newer.

@@ -206,9 +206,11 @@ class StepSaves:
         meta = self._read_meta(name)
         # Between two renames of a save, the manifest is the new one and the meta still the old.
         manifests = [kept.manifest for kept in self._files.kept.values()]
-        for manifest in (*filter(None, manifests), self._files.manifest):
-            if self.manifest(manifest).describes_meta(meta):
-                return self.manifest(manifest).save_id
+        for manifest in (self._files.manifest, *filter(None, manifests)):
+            # Another rank may have removed what was kept.
+            with suppress(FileNotFoundError):
+                if self.manifest(manifest).describes_meta(meta):
+                    return self.manifest(manifest).save_id
         return NO_SAVE_ID
 
     def manifest(self, name: str) -> Manifest:

@@ -6,6 +6,7 @@ The exception says what failed and where, the old checkpoint is as it was, and t
 from __future__ import annotations
 
 import errno
+import os
 import random
 import re
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from tests.faults.harness import Tally
 from tests.faults.shim.reading import ReadScene, read_scenes
-from tests.faults.shim.scenes import DEAD_TEMP, save_scenes, temporary_files
+from tests.faults.shim.scenes import DEAD_TEMP, StepScene, save_scenes, temporary_files
 from tests.faults.shim.shim import INTERRUPTIBLE, Operation, Plan
 from tests.faults.shim.stage import Play, Stage
 from tests.faults.shim.zygote import shared
@@ -31,6 +32,7 @@ _ERRNOS = (
 )
 
 #: What a save says that it was doing when an operation of this kind failed.
+_KEEPING = "keeping the file that is replaced"
 _PHASES = {
     "allocate": ["reserving disk space"],
     "chmod": ["creating the temporary file"],
@@ -38,19 +40,22 @@ _PHASES = {
     "flock": ["creating the temporary file"],
     "fsync": ["flushing the file to disk (fsync)"],
     "fsync of a directory": ["flushing the directory to disk (fsync)"],
-    "link": ["keeping the file that is replaced"],
+    "link": [_KEEPING],
     "mkdir": ["creating the directory"],
+    "open": [_KEEPING],
     "open directory": ["opening the directory", "creating the directory"],
-    "opendir": ["listing the directory"],
-    "readdir": ["listing the directory"],
+    "opendir": ["listing the directory", _KEEPING],
+    "read": [_KEEPING],
+    "readdir": ["listing the directory", _KEEPING],
     "rename": ["renaming the temporary file"],
     "stat": [
         "looking at the destination",
         "creating the temporary file",
         "flushing the directory to disk (fsync)",
+        _KEEPING,
     ],
     "truncate": ["setting the file size"],
-    "unlink": ["keeping the file that is replaced"],
+    "unlink": [_KEEPING],
     "write": ["writing"],
 }
 
@@ -69,8 +74,7 @@ _ABSORBED = {
     "closedir": ".*",
     "flock": _DEAD,
     "unlink": f"{_DEAD}|{_KEPT}",
-    # The same, and: a file of the step that cannot be read is of no use, so it is replaced without
-    # being kept.
+    # The same, and: which files have been replaced is read in them.
     "open": f"{_DEAD}|{_VISIBLE}|{_KEPT}",
     "read": f"{_VISIBLE}|{_KEPT}",
     # The same, and: how much space is free and whether the file system is one of this machine's.
@@ -138,6 +142,7 @@ def _judge(play: Play) -> str:
         if play.plan.error == errno.EINTR:
             return f"interrupted, {play.judge(finished=True)}"
         _check_absorbed(ending.operations)
+        assert not_kept(play) == [], f"replaced, but not kept: {not_kept(play)}"
         return f"absorbed, {play.judge(finished=True)}"
     # Before the next save, which removes it.
     _check_left(play, injected)
@@ -169,6 +174,22 @@ def fsyncs_tried_again(operations: Sequence[Operation]) -> list[Operation]:
             if operation.error not in (0, errno.EINTR):
                 failed |= marks
     return again
+
+
+def not_kept(play: Play) -> list[str]:
+    """Return the files of a step that were replaced and had no second name."""
+    if not isinstance(play.scene, StepScene) or not play.scene.replaces:
+        return []
+    kept: list[str] = []
+    missing = []
+    for operation in play.ending.operations:
+        if operation.kind == "link" and operation.error == 0:
+            kept.append(operation.name.removesuffix(".kept"))
+        elif operation.kind == "rename" and operation.error == 0:
+            name = os.path.basename(operation.name)
+            if not any(one.endswith(f"-{name}") for one in kept):
+                missing.append(name)
+    return missing
 
 
 def _check_absorbed(operations: Sequence[Operation]) -> None:

@@ -61,7 +61,7 @@ def change(kind: str, path: Path, new: Path, generator: random.Random) -> None:
 
 
 def run(seed: int, cases: int, directory: Path) -> Tally:
-    """Load and verify while a thread does something to the file, each in a child's child."""
+    """Load and verify while a thread does something to the file, in children that may be killed by it."""
     for number in (0, 1):
         fastckpt.save(value(number), directory / f"{number}.pt")
     tally = Tally()

@@ -119,17 +119,19 @@ def flip_bits(data: bytearray, rng: random.Random) -> str:
     return f"flip bits {where}"
 
 
-def change_header_names(data: bytearray, rng: random.Random) -> str:
-    """Change digits in the names of local headers, which no checksum covers."""
-    return _change_names(data, rng, b"PK\x03\x04", 30)
+def change_header_name(data: bytearray, rng: random.Random) -> str:
+    """Change a digit in the name of a local header, which no checksum covers."""
+    return _change_names(data, rng, b"PK\x03\x04", 30, 1)
 
 
 def change_directory_names(data: bytearray, rng: random.Random) -> str:
     """Change digits in the names of the directory, which no checksum covers."""
-    return _change_names(data, rng, b"PK\x01\x02", 46)
+    return _change_names(data, rng, b"PK\x01\x02", 46, 3)
 
 
-def _change_names(data: bytearray, rng: random.Random, signature: bytes, offset: int) -> str:
+def _change_names(
+    data: bytearray, rng: random.Random, signature: bytes, offset: int, count: int
+) -> str:
     found = []
     for at in range(len(data) - offset):
         if data[at : at + 4] == signature:
@@ -137,7 +139,7 @@ def _change_names(data: bytearray, rng: random.Random, signature: bytes, offset:
             if 0 <= name < len(data) - 7 and chr(data[name + 6]).isdigit():
                 found.append(name + 6)
     changed = []
-    for at in rng.sample(found, min(len(found), rng.choice((1, 1, 2)))):
+    for at in rng.sample(found, min(len(found), count)):
         last = chr(data[at + 1]).isdigit() and rng.random() < 0.5
         place = at + 1 if last else at
         data[place] = ord("0") + (data[place] - ord("0") ^ rng.choice((1, 2, 4, 8))) % 10
@@ -210,7 +212,6 @@ def shift(data: bytearray, rng: random.Random) -> str:
 
 DAMAGES = (
     flip_bits,
-    change_header_names,
     overwrite,
     lose_sector,
     truncate,
@@ -223,12 +224,14 @@ DAMAGES = (
 def damage_somehow(data: bytearray, rng: random.Random) -> Iterator[str]:
     """Damage a file in up to four ways.
 
-    Two are left out, since nothing in the file could tell: both names of a record changed to the same
-    wrong one, and a payload in the place of another where the directory is lost too.
+    Left out is what nothing in the file could tell: several names changed so that they fit together,
+    and a payload in the place of another where the directory is lost too.
     """
     if rng.random() < 0.2:
         yield rng.choice((misdirect_sector, change_directory_names))(data, rng)
         return
+    if rng.random() < 0.2:
+        yield change_header_name(data, rng)
     for _ in range(rng.choice((1, 1, 2, 3, 4))):
         if data:
             yield rng.choice(DAMAGES)(data, rng)

@@ -88,6 +88,7 @@ def test_age_does_not_make_a_file_stale(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_clock_that_jumps(tmp_path: Path) -> None:
     """To 1970, to 2112 and back, between saves and in the middle of them."""
     need_program("faketime")
@@ -110,7 +111,7 @@ def test_a_clock_that_jumps(tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         check=False,
     )
     assert result.returncode == 0, result.stderr

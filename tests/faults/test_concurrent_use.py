@@ -10,11 +10,13 @@ from tests.faults import changing_tensors, replaced_while_read, shared_paths, sh
 
 SEED = 20
 CHANGED_SAVES = 200
-SAVES_EACH = 1000
+SAVES_EACH = 600
 STEP_SAVES = 100
 CHANGES = 500
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_tensor_that_changes_meanwhile_still_verifies(tmp_path: Path) -> None:
     """The checksum is of the bytes that were written, not of those that are in the tensor."""
     tally = changing_tensors.run(SEED, CHANGED_SAVES, tmp_path)
@@ -27,6 +29,7 @@ def test_a_tensor_that_changes_meanwhile_still_verifies(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_processes_share_a_path(tmp_path: Path) -> None:
     """Every read finds one of the values, whole; the last rename wins and nothing is left."""
     tally = shared_paths.run(SEED, SAVES_EACH, tmp_path)
@@ -37,6 +40,7 @@ def test_processes_share_a_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_step_that_is_saved_again_is_always_there_whole(tmp_path: Path) -> None:
     """Ranks replace their parts one after the other: readers see all old ones or all new ones."""
     tally = shared_steps.run(SEED, STEP_SAVES, tmp_path)
@@ -48,6 +52,8 @@ def test_a_step_that_is_saved_again_is_always_there_whole(tmp_path: Path) -> Non
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_file_that_changes_while_it_is_read_gives_old_or_new_or_an_error(tmp_path: Path) -> None:
     tally = replaced_while_read.run(SEED, CHANGES, tmp_path)
     print(tally)

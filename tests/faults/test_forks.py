@@ -25,9 +25,11 @@ import fastckpt
 SEED = 20
 FORKS = 200
 SPAWNED = 5
-SPAWN_SECS = 100
+SPAWN_SECS = 200
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_fork_at_any_moment_of_a_save(tmp_path: Path) -> None:
     """The child has none of the parent's threads, and leaves the parent's file alone."""
     tally = forks.run(SEED, FORKS, tmp_path)
@@ -92,6 +94,7 @@ def save_and_load(directory: str, number: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
 def test_processes_of_multiprocessing_save_and_load(method: str, tmp_path: Path) -> None:
     fastckpt.save(small_state(-1), tmp_path / "settled.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
 import zipfile
@@ -121,14 +122,14 @@ def test_what_is_accepted_is_the_same_to_zipfile_and_to_torch(name: str) -> None
     assert_same(found, torch.load(io.BytesIO(data)))
 
 
-@pytest.mark.parametrize("nbytes", [1 << 43, 2**63 - 1])
-def test_sparse_files_of_any_size_are_refused_at_once(nbytes: int, path: Path) -> None:
+def test_sparse_files_of_any_size_are_refused_at_once(path: Path) -> None:
     with path.open("wb") as file:
         file.write(torch_bytes(OBJECT))
-        try:
-            file.truncate(nbytes)
-        except OSError:
-            pytest.skip(f"this file system has no files of {nbytes} bytes")
+        for nbytes in (2**63 - 1, 1 << 43):  # the second is for ext4
+            with contextlib.suppress(OSError):
+                file.truncate(nbytes)
+                break
+    assert path.stat().st_size >= 1 << 43
 
     def look() -> tuple[object, object, bool]:
         return (

@@ -309,6 +309,7 @@ _ADDRESS_STEPS = [*range(0, 24, 2), 32, 48, 64, 96, 160, 256]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_little_memory_may_be_had(directory: Path) -> None:
     """Buffers, stacks of threads and mappings are refused one after the other."""
 

@@ -19,7 +19,7 @@ def test_what_is_accepted_is_accepted_by_others_and_equal() -> None:
     assert tally.cases == CASES
     for way in ("damaged", "rewritten", "zipped", "forged"):
         # Each way of changing leads to files that load and to files that do not.
-        assert tally.outcomes[f"{way}: equal"] > 20
+        assert tally.outcomes[f"{way}: equal"] > 10
         assert tally.outcomes[f"{way}: FormatError"] > 20
     for way in ("rewritten", "zipped"):
         assert tally.outcomes[f"{way}: UnsafePickleError"] > 20

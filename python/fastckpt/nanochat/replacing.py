@@ -28,12 +28,19 @@ def keep_replaced(
 ) -> None:
     """Give each of these files a second name, if it is there.
 
-    The next `commit.publish` makes the second names durable before it renames anything. Files that
-    cannot be read are of no use to anybody, and are not kept.
+    The next `commit.publish` makes the second names durable before it renames anything. Damaged
+    files are of no use to anybody, and are not kept.
+
+    Raises:
+        OSError: A file cannot be read or linked. Nothing has been replaced then.
     """
     files = survey_steps(directory).get(step)
     if files is None:
         return
+    if files.kept:
+        # Where there are no hard links, an interrupted save has moved files aside: what it left may
+        # be the only names there are, and not durable yet.
+        commit.sync_directory(directory)
     saves = StepSaves(directory, files)
     there = {*files.names()}
     for name in names:
@@ -41,7 +48,7 @@ def keep_replaced(
             continue
         try:
             replaced = saves.save_id_of(name)
-        except (CheckpointError, OSError):
+        except (CheckpointError, FileNotFoundError):
             continue
         if replaced != save_id:
             commit.keep(os.path.join(directory, name), kept_name(replaced, name))
@@ -98,12 +105,12 @@ def _superseded(directory: str, files: StepFiles) -> list[str]:
 
 def _unfinished(directory: str, files: StepFiles) -> list[str]:
     """Return the second names in a step that was never whole, except for those of the last saves."""
-    by_age = sorted(files.kept.values(), key=lambda kept: _change_time(directory, kept))
+    by_age = sorted(files.kept.values(), key=lambda kept: _write_time(directory, kept))
     return [name for kept in by_age[:-_UNFINISHED_MAX] for name in kept.names()]
 
 
-def _change_time(directory: str, kept: StepFiles) -> int:
-    return max(os.lstat(os.path.join(directory, name)).st_ctime_ns for name in kept.names())
+def _write_time(directory: str, kept: StepFiles) -> int:
+    return max(os.lstat(os.path.join(directory, name)).st_mtime_ns for name in kept.names())
 
 
 def _is_same_file(directory: str, kept: str, name: str) -> bool:

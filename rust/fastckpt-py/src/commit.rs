@@ -108,6 +108,13 @@ impl PyCommit {
         detached_quietly(py, || commit.keep(&path, &kept))
     }
 
+    fn sync_directory(&mut self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
+        let commit = self.open()?;
+        detached(py, None, &Raised::default(), |observer| {
+            commit.sync_directory(&directory, observer)
+        })
+    }
+
     fn discard(
         &mut self,
         py: Python<'_>,

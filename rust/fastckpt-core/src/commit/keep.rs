@@ -81,6 +81,16 @@ impl Commit {
         Ok(())
     }
 
+    /// Makes all that has happened in a directory durable, whoever did it.
+    pub fn sync_directory(&mut self, directory: &Path, observer: &mut dyn Observer) -> Result<()> {
+        let opened = self.directory(directory)?;
+        if self.sync {
+            sync_directory(&opened, observer)?
+                .map_err(Error::io(Phase::SyncDirectory, or_here(directory)))?;
+        }
+        Ok(())
+    }
+
     /// Removes hidden names from a directory, once all that has happened in it is durable: also
     /// what other processes have published there. Names that are gone already are passed over.
     ///
@@ -98,11 +108,8 @@ impl Commit {
         if names.is_empty() {
             return Ok(());
         }
+        self.sync_directory(directory, observer)?;
         let opened = self.directory(directory)?;
-        if self.sync {
-            sync_directory(&opened, observer)?
-                .map_err(Error::io(Phase::SyncDirectory, or_here(directory)))?;
-        }
         for name in names {
             remove(&*opened, name).map_err(Error::io(Phase::Discard, directory.join(name)))?;
         }

@@ -34,6 +34,9 @@ struct Place {
     descriptor_nbytes: u64,
     /// The name of the record that torch writes next, if that is known.
     next: Option<String>,
+    /// Whether the place follows from the layout alone. Where the bytes in between are of another number,
+    /// it may be a place inside a tensor: what is there has to be the record that is expected.
+    is_computed: bool,
 }
 
 impl Archive<'_> {
@@ -47,8 +50,12 @@ impl Archive<'_> {
         let mut place = Place::default();
         loop {
             let at = |gap: &u64| by_offset.get(&place.end.checked_add(*gap)?);
-            let claim = GAPS_NBYTES.iter().find_map(at);
-            place = if let Some(claim) = claim.filter(|claim| self.has_right_size(claim)) {
+            let is_next = |claim: &&&Claim| {
+                let is_expected = place.next.as_deref() == Some(claim.any_name());
+                self.has_right_size(claim) && (is_expected || !place.is_computed)
+            };
+            let claim = GAPS_NBYTES.iter().find_map(at).filter(is_next);
+            place = if let Some(claim) = claim {
                 offsets.insert(claim.header_offset);
                 // At least a header further, so this ends.
                 self.behind(
@@ -76,6 +83,7 @@ impl Archive<'_> {
             end,
             descriptor_nbytes: placed.descriptor_nbytes(),
             next: self.name_behind(name),
+            is_computed: false,
         }
     }
 
@@ -91,7 +99,10 @@ impl Archive<'_> {
             header_offset,
         };
         let end = placed.payload_offset(self.alignment)?.checked_add(nbytes)?;
-        Some(self.behind(name, header_offset, nbytes, end))
+        Some(Place {
+            is_computed: true,
+            ..self.behind(name, header_offset, nbytes, end)
+        })
     }
 
     fn nbytes(&self, name: &str) -> Option<u64> {

@@ -320,6 +320,8 @@ impl<'a> Builder<'a> {
             Some(_) if claim.header_name.is_none() && !self.has_whole_directory => {
                 Some("its local header is damaged, and the directory too")
             }
+            // No byte of it can vouch for it: an entry that was zeroed says that a record is empty.
+            Some(0) if claim.header_crc32 != Some(0) => Some("whether it is empty is not certain"),
             Some(_) if claim.payload_offset == u64::MAX => Some("its local header is damaged"),
             Some(_) if claim.end() > self.file_nbytes => Some("the file ends before its end"),
             Some(_) => None,

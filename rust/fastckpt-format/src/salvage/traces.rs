@@ -123,8 +123,8 @@ impl Traces {
     /// further it lies than it says itself.
     ///
     /// An archive inside a tensor has a directory too, whose offsets are counted from elsewhere. So
-    /// another place than the stated one is believed only of what ends with the file: there the
-    /// difference is what was cut out of the file or put into it.
+    /// another place than the stated one is believed only of what ends with the file and describes its
+    /// first record: then the difference is what was cut out of the file, or put into it.
     pub(super) fn whole_directory(&self, file_nbytes: u64) -> Option<(&[Central], i64)> {
         self.ends.iter().rev().find_map(|end| {
             let behind = self
@@ -139,10 +139,26 @@ impl Traces {
             let moved = i64::try_from(start)
                 .ok()?
                 .checked_sub_unsigned(end.directory_offset)?;
-            // No more than the end records themselves.
             let is_last = file_nbytes.saturating_sub(end.offset) <= END_RECORDS_NBYTES as u64;
-            let is_believed = moved == 0 || is_last;
+            let is_believed = moved == 0 || (is_last && self.has_first_of(entries));
             (ends && is_gapless && is_believed).then_some((entries, moved))
+        })
+    }
+
+    /// Whether a directory lists the first record of this file.
+    fn has_first_of(&self, entries: &[Central]) -> bool {
+        let Some(local) = self.locals.first().filter(|local| local.header_offset == 0) else {
+            return false;
+        };
+        entries.iter().any(|central| {
+            let described = Descriptor {
+                nbytes: central.nbytes,
+                crc32: central.crc32,
+            };
+            let mut stated = local.descriptors.iter().chain(&local.stated);
+            central.header_offset == 0
+                && central.name == local.name
+                && stated.any(|stated| *stated == described)
         })
     }
 
