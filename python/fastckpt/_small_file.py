@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from typing import IO
 
 from .errors import FormatError
 
 #: Most bytes of a meta file. nanochat's own are below 10 KB; parsing one of this size takes seconds
 #: and gigabytes already.
 META_NBYTES_MAX = 64 << 20
+_PIECE_NBYTES = 1 << 16
 
 
 def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
@@ -18,7 +20,7 @@ def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
     Args:
         path: The file.
         kind: What it should be, for messages: "a meta file".
-        nbytes_max: The limit in bytes.
+        nbytes_max: The limit in bytes; a file that grows beyond it while it is read is refused too.
 
     Raises:
         OSError: It cannot be read.
@@ -31,17 +33,25 @@ def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise FormatError(f"{path} is not {kind}: it is not a regular file", path=path)
         with open(fd, "rb", closefd=False) as file:
-            # One byte more than the limit: the file may be growing, and is then refused too.
-            data = file.read(nbytes_max + 1)
+            data = b"" if status.st_size > nbytes_max else _read(file, nbytes_max + 1)
     except OSError as error:
         # A read does not know the name.
         error.filename = path
         raise
     finally:
         os.close(fd)
-    if len(data) > nbytes_max:
-        nbytes = max(status.st_size, len(data))
+    nbytes = max(status.st_size, len(data))
+    if nbytes > nbytes_max:
         raise FormatError(
             f"{path} is not {kind}: it has {nbytes} bytes, more than {nbytes_max}", path=path
         )
     return data
+
+
+def _read(file: IO[bytes], nbytes_max: int) -> bytes:
+    """Read to the end, or so much; in pieces, since a read makes room for all that it may find."""
+    pieces: list[bytes] = []
+    while nbytes_max > 0 and (piece := file.read(min(nbytes_max, _PIECE_NBYTES))):
+        pieces.append(piece)
+        nbytes_max -= len(piece)
+    return b"".join(pieces)

@@ -123,6 +123,7 @@ class StepSaves:
         self._hold = hold
         self._parts: dict[str, Part] = {}
         self._manifests: dict[str, Manifest] = {}
+        self._metas: dict[str, bytes] = {}
 
     def newest_whole(self, *, optimizer: bool, rank: int | None = None) -> StepSave:
         """Return the newest save that has what is asked for; for the errors see `read_save`."""
@@ -192,7 +193,7 @@ class StepSaves:
         """Return what was seen, to be compared with what is seen later."""
         marks = {name: (part.save_id, part.content_hash) for name, part in self._parts.items()}
         manifests = {name: manifest.save_id for name, manifest in self._manifests.items()}
-        return self._files, marks, manifests
+        return self._files, marks, manifests, dict(self._metas)
 
     def save_id_of(self, name: str) -> int:
         """Return which save a visible file is of; NO_SAVE_ID where nothing says."""
@@ -360,7 +361,10 @@ class StepSaves:
         return None
 
     def _read_meta(self, name: str) -> bytes:
-        return read_small_file(os.path.join(self._directory, name), "a meta file", META_NBYTES_MAX)
+        if name not in self._metas:
+            path = os.path.join(self._directory, name)
+            self._metas[name] = read_small_file(path, "a meta file", META_NBYTES_MAX)
+        return self._metas[name]
 
     def _compare_with_manifest(self, name: str, parts: list[Part], model: Part) -> None:
         manifest = self.manifest(name)
@@ -372,6 +376,15 @@ class StepSaves:
                 path=path,
             )
         described = {file.name: (file.nbytes, file.content_hash) for file in manifest.files}
+        own = [model.own_name]
+        if manifest.shards:
+            own.append(str(self._shard(0)))
+        if sorted(described) != sorted(own) or len(manifest.files) != len(own):
+            raise FormatError(
+                f"{path} is damaged: it describes {', '.join(described) or 'no files'}, and "
+                f"{' and '.join(own)} are those of its save",
+                path=path,
+            )
         for part in parts:
             found = (part.nbytes, part.content_hash)
             if described.get(part.own_name, found) != found:

@@ -33,7 +33,7 @@ from ._verify_report import (
     VerifyReport,
     worst,
 )
-from .errors import CheckpointError, FormatError
+from .errors import CheckpointError, FormatError, IncompleteCheckpointError
 
 __all__ = ["Damage", "FileReport", "Status", "StepReport", "VerifyReport", "verify"]
 
@@ -193,16 +193,26 @@ class _StepState:
         from ._step_saves import StepSaves
 
         saves = StepSaves(directory, step)
+        # The words alone: an exception in a variable holds what its frames have open.
+        changed: tuple[str | None, str] = (None, "")
+        torn: tuple[str, ...] = ()
         try:
             save = saves.newest_whole(optimizer=True)
             return cls(tuple(save.paths()), save.save_id or None)
-        except (CheckpointError, OSError) as error:
-            # The words alone: an exception in a variable holds what its frames have open.
-            changed = (None, "") if isinstance(error, OSError) else (error.path, str(error))
+        except IncompleteCheckpointError as error:
+            torn = (str(error),)
+        except CheckpointError as error:
+            changed = (error.path, str(error))
+        except OSError:
+            pass  # which the report of that file says
         try:
             problems = saves.problems()
-        except (CheckpointError, OSError):
-            # A file cannot be opened, which its own report says; the names are what is left.
+        except CheckpointError as error:
+            # Besides what is torn, a file cannot be opened, or is not the one that was saved.
+            changed = (error.path, str(error)) if changed[0] is None else changed
+            missing = step.missing()
+            return cls(missing=missing, torn=() if missing else torn, changed=changed)
+        except OSError:
             return cls(missing=step.missing(), changed=changed)
         missing = tuple(problem.name for problem in problems if problem.missing)
         torn = tuple(problem.message for problem in problems if not problem.missing)

@@ -213,8 +213,16 @@ def _check_step(directory: str, step: int, world_size: int | None, verify: str) 
             path=save.model.path,
         )
     decode_meta(save.meta_bytes, save.meta)
-    if verify == "full":
+    if verify != "full":
+        return
+    try:
         _verify_files(save)
+    except CheckpointError:
+        # Its files may have been replaced, or their second names removed, since they were listed.
+        again = read_save(directory, step, optimizer=True)
+        if (again.save_id, again.paths()) == (save.save_id, save.paths()):
+            raise
+        _check_step(directory, step, world_size, verify)
 
 
 def _verify_files(save: StepSave) -> None:

@@ -129,7 +129,7 @@ pub fn verify_archive(
             contradiction.to_string(),
         ));
     }
-    damages.extend(missing_pickle(archive));
+    damages.extend(missing_record(archive));
     damages.sort_by_key(|damage| damage.offset);
     Ok(FileReport {
         nbytes: archive.nbytes(),
@@ -167,12 +167,15 @@ impl FileReport {
 }
 
 /// The damage of an archive whose records are sound, and which nothing loads.
-fn missing_pickle(archive: &Archive) -> Option<Damage> {
+fn missing_record(archive: &Archive) -> Option<Damage> {
     let kind = archive.index().kind();
-    (kind == Kind::Unknown).then(|| {
-        let detail = format!("the archive has no data.pkl: it is {kind}");
-        Damage::whole_file(archive.nbytes(), detail)
-    })
+    let detail = match kind {
+        Kind::Unknown => format!("the archive has no data.pkl: it is {kind}"),
+        // Every reader asks for the version, too.
+        Kind::Checkpoint => archive.index().require_checkpoint().err()?.to_string(),
+        _ => return None,
+    };
+    Some(Damage::whole_file(archive.nbytes(), detail))
 }
 
 fn payload_damages(archive: &Archive, mismatches: &[Mismatch]) -> Vec<Damage> {

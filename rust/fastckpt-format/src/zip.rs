@@ -45,6 +45,9 @@ pub(crate) const METHOD_STORED: u16 = 0;
 
 /// Extra field id of the zip64 sizes and offset, 4.5.3.
 pub(crate) const ZIP64_ID: u16 = 1;
+/// Extra field id of the Info-ZIP Unicode path, 4.6.9: a name that some readers (Python's zipfile since
+/// 3.13) take in place of the header's, and others (torch) do not.
+const UNICODE_PATH_ID: u16 = 0x7075;
 /// Id and length in front of every extra field, 4.5.1.
 pub(crate) const EXTRA_HEADER_NBYTES: usize = 4;
 /// A 16-bit field with this value is to be found in the zip64 record, 4.4.1.4.
@@ -371,6 +374,9 @@ pub(crate) const ZIP64_TWICE: &str = "two zip64 fields";
 /// What is wrong with extra fields, in words.
 pub(crate) const ZIP64_SHORT: &str = "zip64 field absent or too short";
 
+/// Problem of an extra field with another name than the header's.
+pub(crate) const SECOND_NAME: &str = "a second name (Info-ZIP Unicode path)";
+
 /// The contents of the zip64 field among `extra`, 4.5.3; empty if there is none.
 pub(crate) fn zip64_field(extra: &[u8]) -> Result<Cursor<'_>, &'static str> {
     let mut at = Cursor(extra);
@@ -384,6 +390,7 @@ pub(crate) fn zip64_field(extra: &[u8]) -> Result<Cursor<'_>, &'static str> {
             None => return Err(EXTRA_MALFORMED),
             Some((ZIP64_ID, _)) if found.is_some() => return Err(ZIP64_TWICE),
             Some((ZIP64_ID, contents)) => found = Some(contents),
+            Some((UNICODE_PATH_ID, _)) => return Err(SECOND_NAME),
             Some(_) => {}
         }
     }
@@ -510,6 +517,7 @@ mod tests {
             (&b"FB\x03\0ZZ"[..], EXTRA_MALFORMED),
             (b"FB\0", EXTRA_MALFORMED),
             (b"\x01\0\0\0\x01\0\0\0", ZIP64_TWICE),
+            (b"up\x06\0\x01\0\0\0\0x", SECOND_NAME),
         ] {
             assert_eq!(zip64_field(extra).err(), Some(problem));
         }

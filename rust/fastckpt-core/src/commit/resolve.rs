@@ -26,13 +26,16 @@ impl Commit {
     /// Follows `path` to the file that a save replaces or creates.
     pub(super) fn resolve(&mut self, path: &Path) -> Result<Destination> {
         let mut resolved = path.to_owned();
-        for _ in 0..MAX_SYMLINKS {
+        // One look more than there are links: the last one leads to the file.
+        for _ in 0..=MAX_SYMLINKS {
             let refuse =
                 |errno| Error::io(Phase::Inspect, path)(io::Error::from_raw_os_error(errno));
             let Some(name) = resolved.file_name().map(OsString::from) else {
                 return Err(refuse(libc::EISDIR));
             };
-            if resolved.as_os_str().as_bytes().ends_with(b"/") {
+            // `Path` passes over both; to the system they mean that a directory is asked for.
+            let bytes = resolved.as_os_str().as_bytes();
+            if bytes.ends_with(b"/") || bytes.ends_with(b"/.") {
                 return Err(refuse(libc::EISDIR));
             }
             let directory_path = resolved.parent().unwrap_or(Path::new("")).to_owned();

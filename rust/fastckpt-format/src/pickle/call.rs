@@ -9,6 +9,24 @@ use super::tensor::Version;
 /// The most arguments that any of the known functions takes.
 const MAX_ARGS: usize = 8;
 
+/// torch counts devices in 8 bits, with a sign.
+const MAX_DEVICE_INDEX: u8 = i8::MAX as u8;
+
+/// Whether `torch.device` takes this of any torch since 2.6.
+fn is_device(text: &[u8]) -> bool {
+    let kind = text
+        .iter()
+        .position(|byte| *byte == b':')
+        .and_then(|colon| text.split_at_checked(colon));
+    let (kind, index) = kind.unwrap_or((text, b":0"));
+    let index = index.get(1..).unwrap_or_default();
+    let is_index = matches!(index, [b'0'..=b'9'] | [b'1'..=b'9', b'0'..=b'9']);
+    let kinds: [&[u8]; 9] = [
+        b"cpu", b"cuda", b"meta", b"mps", b"xpu", b"xla", b"hpu", b"mtia", b"ipu",
+    ];
+    is_index && kinds.contains(&kind)
+}
+
 /// The arguments of a call, copied out of their tuple.
 pub(super) struct Args {
     ids: [NodeId; MAX_ARGS],
@@ -31,7 +49,12 @@ impl Decoder<'_> {
             (Some(known), Some(values)) => self.call(known, args, values.get())?,
             _ => None,
         };
-        let node = node.unwrap_or_else(|| self.opaque(callable, args));
+        let node = if let Some(node) = node {
+            node
+        } else {
+            self.check_opaque_call(callable, args)?;
+            self.opaque(callable, args)
+        };
         self.push(node);
         Ok(())
     }
@@ -41,6 +64,7 @@ impl Decoder<'_> {
         let args = self.pop()?;
         let class = self.pop()?;
         self.callee(class, args)?;
+        self.check_new_object(class, args)?;
         if let Node::Global(global) = self.node(class) {
             let path = global.path();
             self.leave(|| format!("object of class {path}"));
@@ -106,10 +130,12 @@ impl Decoder<'_> {
                 items: Vec::new(),
                 metadata: None,
             })),
-            (Known::Counter, _) => Ok(Some(Node::Counter(Box::new(Counter {
-                args: tuple,
-                items: Vec::new(),
-            })))),
+            (Known::Counter, counts) if self.are_counts(counts) => {
+                Ok(Some(Node::Counter(Box::new(Counter {
+                    args: tuple,
+                    items: Vec::new(),
+                }))))
+            }
             (Known::Size, [sizes]) => self.size(*sizes),
             (Known::Device, [kind]) => Ok(self.device(*kind, None)),
             (Known::Device, [kind, index]) => Ok(self.device(*kind, Some(*index))),
@@ -124,6 +150,15 @@ impl Decoder<'_> {
             (Known::Set, [list]) => self.set(*list),
             (Known::Complex, [real, imaginary]) => Ok(self.complex(*real, *imaginary)),
             _ => Ok(None),
+        }
+    }
+
+    /// Whether `Counter` is called as it pickles itself: with a dict, or with nothing.
+    fn are_counts(&self, args: &[NodeId]) -> bool {
+        match args {
+            [] => true,
+            [counts] => matches!(self.node(*counts), Node::Dict(_)),
+            _ => false,
         }
     }
 
@@ -145,6 +180,7 @@ impl Decoder<'_> {
     }
 
     fn device(&self, kind: NodeId, index: Option<NodeId>) -> Option<Node> {
+        let name = self.text_of(kind)?;
         let Node::Text(kind) = *self.node(kind) else {
             return None;
         };
@@ -153,6 +189,8 @@ impl Decoder<'_> {
             Some(Node::Int(index)) => Some(u8::try_from(*index).ok()?),
             Some(_) => return None,
         };
+        // Others may be known to this torch or not: it will say.
+        (is_device(name) && index <= Some(MAX_DEVICE_INDEX)).then_some(())?;
         Some(Node::Device { kind, index })
     }
 

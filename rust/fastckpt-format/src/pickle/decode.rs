@@ -242,13 +242,15 @@ impl Decoder<'_> {
         let state = self.pop()?;
         let target = self.top()?;
         let offset = self.cursor.offset;
+        if self.is_tensor(target) {
+            let found = "a tensor";
+            return Err(PickleError::BuildTarget { offset, found });
+        }
         let value = self.metadata_of(state);
         match self.nodes.get_mut(target.index()) {
             Some(Node::OrderedDict { metadata, .. }) if value.is_some() => *metadata = value,
             Some(
                 node @ (Node::OrderedDict { .. }
-                | Node::Tensor(_)
-                | Node::Parameter { .. }
                 | Node::Counter(_)
                 | Node::Call { .. }
                 | Node::NewObject { .. }),

@@ -144,7 +144,7 @@ pub enum PickleError {
         /// What the target is.
         found: &'static str,
     },
-    /// `BUILD` on something that has no state, such as a list or a number.
+    /// `BUILD` on something that has no state, such as a list or a tensor.
     #[error("data.pkl byte {offset}: BUILD on {found}, which has no state")]
     BuildTarget {
         /// Where the opcode stands.
@@ -161,6 +161,14 @@ pub enum PickleError {
         opcode: u8,
         /// What is called.
         found: &'static str,
+    },
+    /// `REDUCE` or `NEWOBJ` of what is called in one way only, in another.
+    #[error("data.pkl byte {offset}: a call of {path} with arguments that no checkpoint has")]
+    Call {
+        /// Where the opcode stands.
+        offset: usize,
+        /// What is called.
+        path: String,
     },
     /// `REDUCE` or `NEWOBJ` with arguments that are no tuple.
     #[error("data.pkl byte {offset}: the arguments of {} are {found}, not a tuple", opcode::name(*opcode))]

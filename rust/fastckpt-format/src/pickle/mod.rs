@@ -23,6 +23,7 @@ mod machine;
 mod names;
 mod opcode;
 mod reach;
+mod refused;
 mod storage;
 mod tensor;
 
