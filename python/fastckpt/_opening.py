@@ -85,8 +85,7 @@ def open_source(f: Any) -> Iterator[Source]:
         return
     path = os.fsdecode(f)
     name = _display_name(path)
-    # Without O_NONBLOCK, opening a FIFO waits for a writer. Regular files do not mind.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fd = _open(path)
     try:
         _refuse_irregular(os.fstat(fd).st_mode, name)
         head = _read_head(fd, path)
@@ -94,6 +93,15 @@ def open_source(f: Any) -> Iterator[Source]:
         yield Source(name, kind, fd=fd)
     finally:
         os.close(fd)
+
+
+def _open(path: str) -> int:
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. Regular files do not mind.
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while opening the file"
+        raise
 
 
 def _look_at_file(file: Any) -> Source:
@@ -134,6 +142,7 @@ def _read_head(fd: int, path: str) -> bytes:
         return os.pread(fd, _HEAD_NBYTES, 0)
     except OSError as error:
         error.filename = path
+        error.strerror = f"{error.strerror}, while reading"
         raise
 
 

@@ -45,7 +45,7 @@ def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 18
         _meet(store, directory, step, timeout_secs)
     read_save(directory, step, optimizer=True)
     with _native.Commit() as commit:
-        release_kept(commit, directory, step)
+        release_kept(commit, directory)
 
 
 def _meet(store: Any, directory: str, step: int, timeout_secs: float) -> None:

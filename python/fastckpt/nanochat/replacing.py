@@ -54,15 +54,17 @@ def keep_replaced(
             commit.keep(os.path.join(directory, name), kept_name(replaced, name))
 
 
-def release_kept(commit: _native.Commit, directory: str, step: int) -> None:
-    """Remove the second names of files that a newer, whole save of the step has replaced.
+def release_kept(commit: _native.Commit, directory: str) -> None:
+    """Remove the second names of files that a newer, whole save of their step has replaced.
+
+    Of all steps: a save that was killed may have left some of a step that is never saved again.
 
     Before that, the directory is fsynced: the new names may be those of other ranks, which have not
     come to their fsync yet.
     """
     try:
-        files = survey_steps(directory).get(step)
-        superseded = [] if files is None or not files.kept else _superseded(directory, files)
+        kept = [files for files in survey_steps(directory).values() if files.kept]
+        superseded = [name for files in kept for name in _superseded(directory, files)]
         if superseded:
             commit.discard(directory, superseded)
     except FileNotFoundError:

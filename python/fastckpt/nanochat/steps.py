@@ -168,7 +168,7 @@ def _replace(commit: _native.Commit, files: _RankFiles) -> None:
     last = [] if files.model is None else [files.model.path]
     names = [os.path.basename(path) for path in first + last]
 
-    release_kept(commit, directory, step)
+    release_kept(commit, directory)
     try:
         keep_replaced(commit, directory, step, names, files.identity.save_id)
         _publish(commit, first, logged)
@@ -176,7 +176,7 @@ def _replace(commit: _native.Commit, files: _RankFiles) -> None:
     except BaseException:
         release_unreplaced(commit, directory, step, names)
         raise
-    release_kept(commit, directory, step)
+    release_kept(commit, directory)
 
 
 def _publish(commit: _native.Commit, paths: Sequence[str], logged: dict[str, str]) -> None:

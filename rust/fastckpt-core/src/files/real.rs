@@ -104,8 +104,8 @@ impl RealDirectory {
         // SAFETY: `name` is a NUL-terminated string that outlives the call; the descriptor that
         // comes back is new and owned by nobody else.
         let fd = unsafe {
-            let fd = check(libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode))?;
-            OwnedFd::from_raw_fd(fd)
+            let open = || libc::openat(self.0.as_raw_fd(), name.as_ptr(), flags, mode);
+            OwnedFd::from_raw_fd(uninterrupted(open)?)
         };
         Ok(fs::File::from(fd))
     }
@@ -161,7 +161,7 @@ impl Directory for RealDirectory {
         let mut stat = MaybeUninit::<libc::statvfs>::uninit();
         // SAFETY: `stat` is valid for writes; fstatvfs fills all of it when it succeeds.
         let stat = unsafe {
-            check(libc::fstatvfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
+            uninterrupted(|| libc::fstatvfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
             stat.assume_init()
         };
         if stat.f_blocks == 0 {
@@ -179,7 +179,7 @@ impl Directory for RealDirectory {
         let mut stat = MaybeUninit::<libc::statfs>::uninit();
         // SAFETY: `stat` is valid for writes; fstatfs fills all of it when it succeeds.
         let stat = unsafe {
-            check(libc::fstatfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
+            uninterrupted(|| libc::fstatfs(self.0.as_raw_fd(), stat.as_mut_ptr()))?;
             stat.assume_init()
         };
         #[allow(
@@ -321,7 +321,9 @@ impl File for RealFile {
 
     fn lock(&self) -> io::Result<()> {
         // SAFETY: a plain call on an open descriptor.
-        check(unsafe { libc::flock(self.0.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) })?;
+        uninterrupted(|| unsafe {
+            libc::flock(self.0.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB)
+        })?;
         Ok(())
     }
 
@@ -390,6 +392,16 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
         Err(io::Error::last_os_error())
     } else {
         Ok(result)
+    }
+}
+
+/// Makes a call again that a signal has interrupted: opening waits on network file systems.
+fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
+    loop {
+        match check(call()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }
 
