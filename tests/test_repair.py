@@ -352,7 +352,7 @@ def test_without_data_pkl_the_raw_records_stay(saver: str, tmp_path: Path) -> No
 
 def test_objects_of_other_classes_are_copied_unopened(tmp_path: Path) -> None:
     """No pickle is executed: what torch.load would refuse is salvaged all the same."""
-    obj = {"w": torch.ones(20), "path": Path("/tmp")}  # noqa: S108 - a value
+    obj = {"w": torch.ones(20), "path": Path("/tmp")}
     good = file_of(obj, "torch")
     path, to = tmp_path / "damaged.pt", tmp_path / "new.pt"
     path.write_bytes(flipped(good, 4))
