@@ -47,7 +47,10 @@ def repair_bytes(data: bytes, directory: Path) -> tuple[RepairReport, Any]:
     report = fastckpt.repair(path, to=to)
     assert path.read_bytes() == data
     assert (report.outcome is Outcome.NOTHING) == (not to.exists())
-    return report, torch.load(to, weights_only=True) if to.exists() else None
+    with warnings.catch_warnings():
+        # torch checks sparse tensors, and says that it does.
+        warnings.simplefilter("ignore")
+        return report, torch.load(to, weights_only=True) if to.exists() else None
 
 
 def storages_of(data: bytes) -> list[str]:
@@ -223,14 +226,11 @@ def test_every_byte_between_the_records_may_be_wrong(writer: str, tmp_path: Path
         path.write_bytes(flipped(good, position, position % 8))
         salvaged = fastckpt._native.salvage(path)
         names = salvaged.archive.names()
-        assert [name for name in archives.records(good) if name not in names] == [], position
+        saved = archives.records(good)
+        # No byte of an empty record can vouch for it, and nothing is lost with it.
+        assert [name for name in saved if name not in names and saved[name]] == [], position
         for name in names:
-            assert salvaged.archive.read_record(name) == archives_record(good, name), position
-
-
-def archives_record(archive: bytes, name: str) -> bytes:
-    payload = archives.record_range(archive, name)
-    return archive[payload.start : payload.stop]
+            assert salvaged.archive.read_record(name) == saved[name], position
 
 
 @pytest.mark.parametrize("writer", ["torch", "fastckpt", "aligned to 4096", "unaligned", "zipfile"])
@@ -367,7 +367,7 @@ def test_objects_of_other_classes_are_copied_unopened(tmp_path: Path) -> None:
     path.write_bytes(flipped(good, archives.record_range(good, "data/0").start))
     report = fastckpt.repair(path, to=to)
     assert report.outcome is Outcome.NOTHING
-    assert "data.pkl cannot be decoded" in report.notes[0]
+    assert "has parts that only torch can build (global pathlib.PosixPath)" in report.notes[0]
 
 
 def test_hostile_pickles_are_not_executed(tmp_path: Path) -> None:

@@ -115,10 +115,10 @@ class _Job:
         lost = None if graph is None else self._lost_keys(graph)
         swap = self._is_swapped()
         if not swap and self._can_be_copied(graph, lost):
-            return self._copy()
+            return self._copy(graph)
         if graph is None or lost is None:
             return self._dump()
-        if not lost:
+        if not lost and (swap or graph.outside is not None):
             return self._build(lambda: load_archive(self._archive, threads=self._threads))
         if swap:
             self._notes.append("it was saved on a machine of another byte order")
@@ -189,23 +189,34 @@ class _Job:
             # Only the file itself can say that nothing is missing.
             if not self._is_complete or any(record.record not in _FRAME for record in self._lost):
                 return False
-        elif lost or any(_DATA + info.key not in self._records for info in graph.storages):
+        elif lost:
             return False
-        return self._keys() == {str(number) for number in range(len(self._keys()))}
+        expected = {str(number) for number in range(self._count(graph))}
+        # Records of storages that are empty may be missing.
+        empty = set() if graph is None else {info.key for info in graph.storages if not info.nbytes}
+        return self._keys() <= expected <= self._keys() | empty
+
+    def _count(self, graph: _native.Graph | None) -> int:
+        """Return how many storages were saved, if they are numbered as a save numbers them."""
+        wanted = set() if graph is None else {info.key for info in graph.storages}
+        return len(self._keys() | wanted)
 
     def _keys(self) -> set[str]:
         return {name.removeprefix(_DATA) for name in self._records if name.startswith(_DATA)}
 
     # What becomes of it.
 
-    def _copy(self) -> RepairReport:
+    def _copy(self, graph: _native.Graph | None) -> RepairReport:
         """Write the same pickle and storages again; the frame around them is made anew."""
-        keys = sorted(self._keys(), key=int)
         extra = [name for name in self._records if not _is_saved(name)]
         if extra:
             self._notes.append(f"left out, since no save writes it: {', '.join(extra)}")
-        spans = self._archive.read(keys, threads=self._threads)
-        storages = [host_storage(span, span.nbytes) for span in spans]
+        there = sorted(self._keys(), key=int)
+        spans = dict(zip(there, self._archive.read(there, threads=self._threads), strict=True))
+        storages = [
+            host_storage(spans[key], spans[key].nbytes) if key in spans else _empty_storage()
+            for key in map(str, range(self._count(graph)))
+        ]
         pickled = Pickled(self._archive.read_record(_PICKLE), storages)
         mark = self._archive.save_mark
         return self._write(
@@ -238,7 +249,7 @@ class _Job:
         ]
         spans = dict(zip(there, self._archive.read(there, threads=self._threads), strict=True))
         memory: list[_native.Span | torch.UntypedStorage] = [
-            spans.get(info.key) or torch.UntypedStorage(0, device="cpu") for info in graph.storages
+            spans.get(info.key) or _empty_storage() for info in graph.storages
         ]
         return graph.without(lost).build(memory)
 
@@ -333,6 +344,10 @@ def _is_saved(name: str) -> bool:
 
 def _position(record: LostRecord) -> tuple[bool, int, str]:
     return record.offset is None, record.offset or 0, record.record
+
+
+def _empty_storage() -> torch.UntypedStorage:
+    return torch.UntypedStorage(0, device="cpu")
 
 
 def _bytes_of(data: bytes) -> torch.Tensor:

@@ -217,7 +217,6 @@ DAMAGES = (
     truncate,
     zero_directory,
     zero_headers,
-    shift,
 )
 
 
@@ -225,10 +224,10 @@ def damage_somehow(data: bytearray, rng: random.Random) -> Iterator[str]:
     """Damage a file in up to four ways.
 
     Left out is what nothing in the file could tell: several names changed so that they fit together,
-    and a payload in the place of another where the directory is lost too.
+    and a payload behind the header of another where the directory is lost too.
     """
-    if rng.random() < 0.2:
-        yield rng.choice((misdirect_sector, change_directory_names))(data, rng)
+    if rng.random() < 0.3:
+        yield rng.choice((misdirect_sector, change_directory_names, shift))(data, rng)
         return
     if rng.random() < 0.2:
         yield change_header_name(data, rng)

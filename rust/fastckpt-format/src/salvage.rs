@@ -11,6 +11,7 @@
 mod chain;
 mod claims;
 mod layout;
+mod listing;
 mod naming;
 mod traces;
 
@@ -175,11 +176,12 @@ impl Candidates {
         }
     }
 
-    /// Compares the CRCs of all records in front of the hash with it. `None` where some are unknown.
+    /// Compares the CRCs of all records in front of the hash with it. `None` where some are unknown, or
+    /// its own bytes are not those that were written.
     fn confirm(&self, found: &[u32], position: usize, id: &[u8]) -> Option<Hash> {
         let own = self.assembly.claims.get(position)?;
-        let is_good = |crc32: Option<u32>| crc32 == found.get(position).copied();
-        if !is_good(own.listed_crc32) && !is_good(own.header_crc32) {
+        let own_crc32 = *found.get(position)?;
+        if ![own.listed_crc32, own.header_crc32].contains(&Some(own_crc32)) {
             return None;
         }
         let claims = self.assembly.claims.get(..position)?;
@@ -195,15 +197,19 @@ impl Candidates {
         if own.header_offset != end {
             return None;
         }
-        let confirmed = matching(&options, id.get(HASH_START..)?);
-        Some(confirmed.map_or(Hash::Contradicted, Hash::Confirmed))
+        let Some(mut confirmed) = matching(&options, id.get(HASH_START..)?) else {
+            return Some(Hash::Contradicted);
+        };
+        // It confirms itself: other bytes would have been another hash.
+        confirmed.push(own_crc32);
+        Some(Hash::Confirmed(confirmed))
     }
 }
 
 /// What the hash over all CRCs shows.
 #[derive(Debug)]
 enum Hash {
-    /// These are the CRCs.
+    /// These are the CRCs of the records up to the hash itself.
     Confirmed(Vec<u32>),
     /// Some record is not the one that was written in its place; which, is not known.
     Contradicted,

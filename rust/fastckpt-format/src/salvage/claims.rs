@@ -3,13 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::chain::Archive;
-use super::layout::{likeliest_alignment, likeliest_root, strip};
+use super::layout::{below, likeliest_alignment, likeliest_root, strip};
+use super::listing::Listing;
 use super::traces::{Central, Descriptor, Local, Traces};
 use crate::canonical::Placed;
 use crate::layout::Alignment;
-
-/// Entries of a directory that are looked at for one place. More than two are made up.
-const MAX_ALIKE: usize = 4;
 
 /// A record that may lie at a place: what its local header and the directory say of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,7 +43,7 @@ impl Claim {
 
     /// Whether the directory says nothing of it.
     pub(super) fn is_unlisted(&self) -> bool {
-        self.listed_name.is_none()
+        self.listed_crc32.is_none()
     }
 
     /// Where its payload ends; where that begins, if its size is unknown.
@@ -166,45 +164,24 @@ struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     fn new(traces: &'a Traces, root: &'a str, file_nbytes: u64) -> Self {
-        // A whole directory is the only one; else each entry that is left may be of it.
-        let whole = traces.whole_directory(file_nbytes);
-        let (entries, moved) = whole.unwrap_or((&traces.centrals, 0));
-        let headers: HashSet<u64> = traces
-            .locals
-            .iter()
-            .map(|local| local.header_offset)
-            .collect();
-        let mut centrals: HashMap<u64, Vec<&Central>> = HashMap::new();
-        for central in entries.iter().rev() {
-            if strip(root, &central.name).is_none() {
-                continue;
-            }
-            // Where bytes were cut out or put in, the records behind that place have moved.
-            let stated = central.header_offset;
-            let moved_offset = stated.checked_add_signed(moved).unwrap_or(stated);
-            let is_there = moved != 0 && headers.contains(&moved_offset);
-            let same_place = centrals
-                .entry(if is_there { moved_offset } else { stated })
-                .or_default();
-            if same_place.len() < MAX_ALIKE {
-                same_place.push(central);
-            }
-        }
+        let listing = Listing::new(traces, root, file_nbytes);
+        let centrals = listing.by_place(traces);
         // A header of another folder counts where the directory knows a record there.
         let is_ours = |local: &&Local| {
             strip(root, &local.name).is_some() || centrals.contains_key(&local.header_offset)
         };
         let locals: Vec<&Local> = traces.locals.iter().filter(is_ours).collect();
+        let headers = traces.locals.iter().map(|local| local.header_offset);
         let listed = traces.centrals.iter().map(|central| central.offset);
-        let boundaries = headers.into_iter().chain(listed).chain([file_nbytes]);
-        let (alignment, is_torch) = likeliest_alignment(root, &locals);
+        let boundaries = headers.chain(listed).chain([file_nbytes]).collect();
+        let (alignment, is_torch) = likeliest_alignment(root, &locals, &listing.entries);
         Self {
             root,
             file_nbytes,
             locals,
             centrals,
-            has_whole_directory: whole.is_some(),
-            boundaries: boundaries.collect(),
+            has_whole_directory: listing.is_whole,
+            boundaries,
             alignment,
             is_torch,
         }
@@ -229,35 +206,37 @@ impl<'a> Builder<'a> {
     /// The claim of a local header and what the directory says of the same place.
     fn at(&self, local: &Local) -> Claim {
         let central = self.central_for(local);
-        let has_size = |descriptor: &&Descriptor| {
-            central.is_some_and(|central| central.nbytes == descriptor.nbytes)
-        };
-        let confirmed = local.descriptors.iter().chain(&local.stated).find(has_size);
-        // Where they contradict each other on the size, a descriptor is in its place; whose the record
-        // is that it belongs to is another question, for the CRC that the directory has.
-        let sized = match central {
-            Some(_) => confirmed.or(local.descriptors.first()).copied(),
-            None => self.size_by_itself(local),
-        };
         let mut claim = Claim {
             header_offset: local.header_offset,
             payload_offset: local.payload_offset,
-            nbytes: sized
-                .map(|sized| sized.nbytes)
-                .or(central.map(|central| central.nbytes)),
+            nbytes: None,
             header_name: strip(self.root, &local.name).map(str::to_owned),
-            listed_name: central
-                .and_then(|central| strip(self.root, &central.name))
-                .map(str::to_owned),
-            listed_crc32: central.map(|central| central.crc32),
-            header_crc32: sized.map(|sized| sized.crc32),
+            listed_name: None,
+            listed_crc32: None,
+            header_crc32: None,
         };
-        if let Some(central) = central.filter(|_| sized.is_none()) {
+        let Some(central) = central else {
+            let sized = self.size_by_itself(local);
+            claim.nbytes = sized.map(|sized| sized.nbytes);
+            claim.header_crc32 = sized.map(|sized| sized.crc32);
+            return claim;
+        };
+        claim.listed_name = strip(self.root, &central.name).map(str::to_owned);
+        claim.listed_crc32 = Some(central.crc32);
+        let has_size = |stated: &&Descriptor| stated.nbytes == central.nbytes;
+        let confirmed = local.descriptors.iter().chain(&local.stated).find(has_size);
+        let place = self.place(central, local.header_offset);
+        let is_damaged = place.is_some_and(|place| place != local.payload_offset);
+        // Where the two contradict each other on the size, a descriptor is in its place; whose the
+        // record is that it belongs to is another question, for the CRC that the directory has.
+        let other = local.descriptors.first().filter(|_| !is_damaged);
+        let sized = confirmed.or(other).copied();
+        if let (None, Some(place)) = (sized, place) {
             // Nothing confirms the lengths in the header: torch's padding follows from the name.
-            claim.payload_offset = self
-                .place(central, local.header_offset)
-                .unwrap_or(local.payload_offset);
+            claim.payload_offset = place;
         }
+        claim.nbytes = Some(sized.map_or(central.nbytes, |sized| sized.nbytes));
+        claim.header_crc32 = sized.map(|sized| sized.crc32);
         claim
     }
 
@@ -278,7 +257,9 @@ impl<'a> Builder<'a> {
         };
         let descriptors = &local.descriptors;
         let followed = descriptors.iter().find(ends_at_boundary);
-        let stated = local.stated.as_ref().filter(ends_at_boundary);
+        // No byte of an empty record can vouch for it, but what follows can.
+        let is_sound = |stated: &&Descriptor| stated.nbytes > 0 || ends_at_boundary(stated);
+        let stated = local.stated.as_ref().filter(is_sound);
         followed.or(descriptors.first()).or(stated).copied()
     }
 
@@ -302,7 +283,7 @@ impl<'a> Builder<'a> {
     fn place(&self, central: &Central, header_offset: u64) -> Option<u64> {
         let placed = Placed {
             root: self.root,
-            name: strip(self.root, &central.name)?,
+            name: below(self.root, &central.name)?,
             nbytes: central.nbytes,
             header_offset,
         };

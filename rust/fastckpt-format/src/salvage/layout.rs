@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use super::traces::{Local, Traces};
+use super::traces::{Central, Local, Traces};
 use crate::canonical::Placed;
 use crate::layout::Alignment;
 
 /// A name without the root folder.
 pub(super) fn strip<'n>(root: &str, name: &'n str) -> Option<&'n str> {
     name.strip_prefix(root)?.strip_prefix('/')
+}
+
+/// What stands where a name without the root folder does, whatever folder it is.
+pub(super) fn below<'n>(root: &str, name: &'n str) -> Option<&'n str> {
+    name.get(root.len().checked_add(1)?..)
 }
 
 fn folder(name: &str) -> &str {
@@ -52,19 +57,31 @@ fn commonest_root(traces: &Traces) -> String {
     commonest.map_or_else(String::new, |(root, _)| root.to_owned())
 }
 
-/// The alignment that explains most headers, and whether it explains half of them.
-pub(super) fn likeliest_alignment(root: &str, locals: &[&Local]) -> (Alignment, bool) {
+/// The alignment that explains most of what is there, and whether it explains half of it: how far
+/// payloads lie behind their headers, and the next headers behind them.
+pub(super) fn likeliest_alignment(
+    root: &str,
+    locals: &[&Local],
+    centrals: &[&Central],
+) -> (Alignment, bool) {
     let explained = |alignment: Alignment| {
-        let fits = |local: &&&Local| {
-            let placed = Placed {
-                root,
-                name: strip(root, &local.name).unwrap_or_default(),
-                nbytes: local.descriptors.first().map_or(0, |found| found.nbytes),
-                header_offset: local.header_offset,
-            };
+        let is_padded = |local: &&&Local| {
+            let nbytes = local.descriptors.first().map_or(0, |found| found.nbytes);
+            let placed = placed(root, &local.name, nbytes, local.header_offset);
             placed.payload_offset(alignment) == Some(local.payload_offset)
         };
-        locals.iter().filter(fits).count()
+        let is_followed = |(central, next): &(&&Central, &&Central)| {
+            let placed = placed(root, &central.name, central.nbytes, central.header_offset);
+            let end = placed.payload_offset(alignment).map(|offset| {
+                offset
+                    .saturating_add(central.nbytes)
+                    .saturating_add(placed.descriptor_nbytes())
+            });
+            end == Some(next.header_offset)
+        };
+        let pairs = centrals.iter().zip(centrals.iter().skip(1));
+        let padded = locals.iter().filter(is_padded).count();
+        padded.saturating_add(pairs.filter(is_followed).count())
     };
     let default = Alignment::TORCH_DEFAULT;
     let mut best = (default, explained(default));
@@ -74,5 +91,16 @@ pub(super) fn likeliest_alignment(root: &str, locals: &[&Local]) -> (Alignment, 
             best = (alignment, count);
         }
     }
-    (best.0, best.1.saturating_mul(2) >= locals.len())
+    let pairs = centrals.len().saturating_sub(1);
+    let all = locals.len().saturating_add(pairs);
+    (best.0, best.1.saturating_mul(2) >= all)
+}
+
+fn placed<'a>(root: &'a str, name: &'a str, nbytes: u64, header_offset: u64) -> Placed<'a> {
+    Placed {
+        root,
+        name: below(root, name).unwrap_or_default(),
+        nbytes,
+        header_offset,
+    }
 }

@@ -1,6 +1,7 @@
 //! The zip structures that are left in a damaged file, each found by its signature and read by itself.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use crate::canonical::END_RECORDS_NBYTES;
 use crate::layout::MAX_NAME_NBYTES;
@@ -14,8 +15,6 @@ use crate::zip::{
 /// Structures of one kind that are kept. No archive has as many records; a file made of signatures alone
 /// would otherwise take several times its size in memory.
 const MAX_TRACES: usize = 1 << 20;
-/// End records kept: those of one archive, and of what follows it by coincidence.
-const MAX_ENDS: usize = 8;
 /// Descriptors kept for one payload. A second one is a coincidence.
 const MAX_DESCRIPTORS: usize = 4;
 
@@ -60,12 +59,22 @@ struct DirectoryEnd {
     entries: u64,
 }
 
+/// A central directory of which no entry is missing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Directory {
+    /// Its entries, in [`Traces::centrals`].
+    pub(super) entries: Range<usize>,
+    /// How many bytes further it lies than it says itself.
+    pub(super) moved: i64,
+    /// Whether it is that of the file, and not of an archive inside a tensor.
+    pub(super) is_ours: bool,
+}
+
 /// All structures of a file, in file order.
 #[derive(Debug, Default)]
 pub(super) struct Traces {
     pub(super) locals: Vec<Local>,
     pub(super) centrals: Vec<Central>,
-    /// The last ones, with or without zip64.
     ends: Vec<DirectoryEnd>,
     /// Positions in `locals` by payload offset.
     payloads: HashMap<u64, usize>,
@@ -113,36 +122,48 @@ impl Traces {
     }
 
     fn take_end(&mut self, end: Option<DirectoryEnd>) {
-        self.ends.extend(end);
-        if self.ends.len() > MAX_ENDS {
-            self.ends.remove(0);
+        if self.ends.len() < MAX_TRACES {
+            self.ends.extend(end);
         }
     }
 
-    /// The entries of the directory, if it is there from its first to its last, and how many bytes
-    /// further it lies than it says itself.
+    /// The directories that are there from their first entries to their last, in file order.
     ///
     /// An archive inside a tensor has a directory too, whose offsets are counted from elsewhere. So
     /// another place than the stated one is believed only of what ends with the file and describes its
     /// first record: then the difference is what was cut out of the file, or put into it.
-    pub(super) fn whole_directory(&self, file_nbytes: u64) -> Option<(&[Central], i64)> {
-        self.ends.iter().rev().find_map(|end| {
+    pub(super) fn directories(&self, file_nbytes: u64) -> Vec<Directory> {
+        let mut run_starts: Vec<usize> = Vec::with_capacity(self.centrals.len());
+        let mut before: Option<(u64, usize)> = None;
+        for (position, central) in self.centrals.iter().enumerate() {
+            let start = match before {
+                Some((end, start)) if end == central.offset => start,
+                _ => position,
+            };
+            run_starts.push(start);
+            before = Some((central.end, start));
+        }
+        let directory = |end: &DirectoryEnd| {
             let behind = self
                 .centrals
                 .partition_point(|central| central.offset < end.offset);
-            let count = usize::try_from(end.entries).ok()?;
-            let entries = self.centrals.get(behind.checked_sub(count)?..behind)?;
-            let start = entries.first()?.offset;
-            let ends = entries.last()?.end == end.offset;
-            let pairs = entries.iter().zip(entries.iter().skip(1));
-            let is_gapless = pairs.into_iter().all(|(one, next)| one.end == next.offset);
-            let moved = i64::try_from(start)
+            let last = behind.checked_sub(1)?;
+            let first = behind.checked_sub(usize::try_from(end.entries).ok()?)?;
+            let is_whole = self.centrals.get(last)?.end == end.offset
+                && *run_starts.get(last)? <= first
+                && first <= last;
+            let entries = self.centrals.get(first..behind)?;
+            let moved = i64::try_from(entries.first()?.offset)
                 .ok()?
                 .checked_sub_unsigned(end.directory_offset)?;
             let is_last = file_nbytes.saturating_sub(end.offset) <= END_RECORDS_NBYTES as u64;
-            let is_believed = moved == 0 || (is_last && self.has_first_of(entries));
-            (ends && is_gapless && is_believed).then_some((entries, moved))
-        })
+            is_whole.then(|| Directory {
+                entries: first..behind,
+                moved,
+                is_ours: moved == 0 || (is_last && self.has_first_of(entries)),
+            })
+        };
+        self.ends.iter().filter_map(directory).collect()
     }
 
     /// Whether a directory lists the first record of this file.
