@@ -271,8 +271,8 @@ class Commit:
         """Rename to `paths` in this order, then fsync the directories; what was kept is durable before."""
     def sync_directory(self, directory: _Path) -> None:
         """Make all that has happened in a directory durable, whoever did it."""
-    def discard(self, directory: _Path, names: Sequence[str]) -> None:
-        """Fsync the directory, then remove hidden names (.fastckpt-*) from it; missing ones are passed over."""
+    def discard(self, directory: _Path, names: Sequence[str], *, after_sync: bool = True) -> None:
+        """Fsync the directory (but for `after_sync=False`), then remove hidden names (.fastckpt-*) from it; missing ones are passed over."""
     def abort(self) -> None:
         """Remove what was not published."""
 

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ._native import Archive
@@ -87,12 +87,14 @@ def open_source(f: Any) -> Iterator[Source]:
     name = _display_name(path)
     fd = _open(path)
     try:
-        _refuse_irregular(os.fstat(fd).st_mode, name)
-        head = _read_head(fd, path)
+        mode, head = _look_at(fd, path)
+        _refuse_irregular(mode, name)
         kind = Kind.SAFETENSORS if path.endswith(".safetensors") else _recognise(head, name)
         yield Source(name, kind, fd=fd)
     finally:
-        os.close(fd)
+        # Nothing was written to it, so nothing is lost with what close may say.
+        with suppress(OSError):
+            os.close(fd)
 
 
 def _open(path: str) -> int:
@@ -137,9 +139,11 @@ def _is_plain_file(file: Any) -> bool:
     return type(file) is io.FileIO and stat.S_ISREG(os.fstat(file.fileno()).st_mode)
 
 
-def _read_head(fd: int, path: str) -> bytes:
+def _look_at(fd: int, path: str) -> tuple[int, bytes]:
+    """Return the mode of an open file and its first bytes, if it is a regular file."""
     try:
-        return os.pread(fd, _HEAD_NBYTES, 0)
+        mode = os.fstat(fd).st_mode
+        return mode, os.pread(fd, _HEAD_NBYTES, 0) if stat.S_ISREG(mode) else b""
     except OSError as error:
         error.filename = path
         error.strerror = f"{error.strerror}, while reading"

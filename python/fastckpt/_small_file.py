@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import IO
 
 from .errors import FormatError
@@ -39,7 +40,9 @@ def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
         error.filename = path
         raise
     finally:
-        os.close(fd)
+        # Nothing was written to it, so nothing is lost with what close may say.
+        with suppress(OSError):
+            os.close(fd)
     nbytes = max(status.st_size, len(data))
     if nbytes > nbytes_max:
         raise FormatError(

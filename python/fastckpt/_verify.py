@@ -108,7 +108,14 @@ class _Work:
         self.errors: list[FileReport] = []
         visited: set[tuple[int, int]] = set()
         for path in paths:
-            if os.path.isdir(path):
+            try:
+                is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+            except (FileNotFoundError, NotADirectoryError):
+                is_directory = False
+            except OSError as error:
+                self.errors.append(_unreadable(path, "directory", error))
+                continue
+            if is_directory:
                 self._add_directory(path, visited)
             else:
                 self.files.append(path)
@@ -411,4 +418,6 @@ def _unreadable(path: str, role: Role, error: OSError) -> FileReport:
     message = error.strerror or str(error)
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return FileReport(path, role, Status.NOT_FOUND, message=message)
-    return FileReport(path, role, Status.IO_ERROR, nbytes=_size(path), message=message)
+    return FileReport(
+        path, role, Status.IO_ERROR, nbytes=_size(path), message=message, errno=error.errno
+    )

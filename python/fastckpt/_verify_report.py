@@ -98,6 +98,7 @@ class FileReport:
         headers_covered: Whether the bytes between the records were compared too.
         damages: What is wrong.
         message: Why it could not be verified, or what was not covered.
+        errno: Number of the operating system's error, where that is why.
         seconds: Time that it took.
     """
 
@@ -112,6 +113,7 @@ class FileReport:
     headers_covered: bool = False
     damages: tuple[Damage, ...] = ()
     message: str | None = None
+    errno: int | None = None
     seconds: float = 0.0
 
 

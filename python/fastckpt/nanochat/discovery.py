@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 
 _Path = str | os.PathLike[str]
@@ -67,7 +68,7 @@ def find_largest_model(checkpoints_dir: _Path) -> str:
     tags = [
         name
         for name in os.listdir(checkpoints_dir)
-        if os.path.isdir(os.path.join(checkpoints_dir, name))
+        if _is_directory(os.path.join(checkpoints_dir, name))
     ]
     if not tags:
         raise FileNotFoundError(f"No checkpoints found in {checkpoints_dir}")
@@ -75,6 +76,14 @@ def find_largest_model(checkpoints_dir: _Path) -> str:
     if depths:
         return max(depths, key=depths.__getitem__)
     return max(tags, key=lambda tag: os.path.getmtime(os.path.join(checkpoints_dir, tag)))
+
+
+def _is_directory(path: str) -> bool:
+    # Not os.path.isdir: it takes a disk that fails for a tag that is not there.
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False  # A symbolic link that leads nowhere.
 
 
 def find_last_step(checkpoint_dir: _Path) -> int:

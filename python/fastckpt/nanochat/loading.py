@@ -232,5 +232,5 @@ def _verify_files(save: StepSave) -> None:
         words = bad.damages[0].detail if bad.damages else bad.message
         if bad.status is Status.IO_ERROR:
             # Not damage: the step may be good, and an older one must not be taken for the newest.
-            raise OSError(errno.EIO, words, bad.path)
+            raise OSError(bad.errno, words, bad.path)
         raise CheckpointError(f"{bad.path}: {words}", path=bad.path)

@@ -34,6 +34,18 @@ def keep_replaced(
     Raises:
         OSError: A file cannot be read or linked. Nothing has been replaced then.
     """
+    try:
+        _keep_replaced(commit, directory, step, names, save_id)
+    except OSError as error:
+        # Where it comes from the core, it says so already.
+        if error.strerror and ", while " not in error.strerror:
+            error.strerror += ", while keeping the file that is replaced"
+        raise
+
+
+def _keep_replaced(
+    commit: _native.Commit, directory: str, step: int, names: Iterable[str], save_id: int
+) -> None:
     files = survey_steps(directory).get(step)
     if files is None:
         return
@@ -91,7 +103,9 @@ def release_unreplaced(
             if own_name(name) in own and _is_same_file(directory, name, own_name(name))
         ]
         if unreplaced:
-            commit.discard(directory, unreplaced)
+            # Not after an fsync: that of this directory may be what has failed, and these files have
+            # their own names still.
+            commit.discard(directory, unreplaced, after_sync=False)
     except OSError as error:
         # The error of the save is the one to raise.
         logger.warning(f"Second names of files in {directory} could not be removed: {error}")

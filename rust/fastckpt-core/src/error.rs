@@ -214,7 +214,7 @@ pub enum Error {
 
 impl Error {
     /// Wraps a system error with where it happened.
-    pub(crate) fn io(phase: Phase, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub fn io(phase: Phase, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io {
             phase,

@@ -76,7 +76,7 @@ fn publish(commit: &mut Commit, scratch: &Scratch) -> Result<()> {
 fn replace_step(commit: &mut Commit, scratch: &Scratch) -> Result<()> {
     write_and_keep(commit, scratch)?;
     publish(commit, scratch)?;
-    commit.discard(&scratch.path(""), &kept_names(), &mut Unobserved)
+    commit.discard(&scratch.path(""), &kept_names(), true, &mut Unobserved)
 }
 
 fn is_temporary(name: &str) -> bool {
@@ -396,7 +396,7 @@ fn only_hidden_names_are_discarded_and_only_once_the_directory_is_durable() {
         "../.fastckpt-1",
     ] {
         let names = [hidden.clone(), foreign.into()];
-        match commit.discard(&here, &names, &mut Unobserved) {
+        match commit.discard(&here, &names, true, &mut Unobserved) {
             Err(Error::Io { phase, source, .. }) => {
                 assert_eq!(
                     (phase, source.kind()),
@@ -409,14 +409,16 @@ fn only_hidden_names_are_discarded_and_only_once_the_directory_is_durable() {
     }
     let names = [hidden.clone(), ".fastckpt-that-is-gone".into()];
     assert_eq!(
-        errno_and_phase(commit.discard(&here, &names, &mut Unobserved)),
+        errno_and_phase(commit.discard(&here, &names, true, &mut Unobserved)),
         (Some(EIO), Phase::SyncDirectory)
     );
     assert_eq!(script.count("unlink"), 0);
     let (mut commit, script) = begin(Script::default(), true);
-    commit.discard(&here, &[], &mut Unobserved).unwrap();
+    commit.discard(&here, &[], true, &mut Unobserved).unwrap();
     assert_eq!(script.count("sync_directory"), 0, "there was nothing to do");
-    commit.discard(&here, &names, &mut Unobserved).unwrap();
+    commit
+        .discard(&here, &names, true, &mut Unobserved)
+        .unwrap();
     assert_eq!(scratch.names(), ["model.pt", "optim.pt"]);
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::read::{Archive, LoadStager, ReadOptions};
 use fastckpt_core::repair;
+use fastckpt_core::{Error, Phase};
 use fastckpt_format::archive::SaveMark;
 use fastckpt_format::index::{Checksums, Kind};
 use pyo3::exceptions::PyKeyError;
@@ -38,8 +39,15 @@ impl PyArchive {
 
     #[staticmethod]
     fn open_fd(py: Python<'_>, fd: i32, name: PathBuf) -> PyResult<Self> {
-        let file = RealFiles::adopt(borrow_fd(fd)?.try_clone_to_owned()?)?;
-        detached_quietly(py, || Archive::from_file(file, name)).map(Self)
+        let fd = borrow_fd(fd)?;
+        detached_quietly(py, || {
+            let file = fd
+                .try_clone_to_owned()
+                .and_then(RealFiles::adopt)
+                .map_err(Error::io(Phase::Open, &name))?;
+            Archive::from_file(file, name)
+        })
+        .map(Self)
     }
 
     #[staticmethod]

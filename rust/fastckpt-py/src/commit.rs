@@ -115,15 +115,17 @@ impl PyCommit {
         })
     }
 
+    #[pyo3(signature = (directory, names, *, after_sync=true))]
     fn discard(
         &mut self,
         py: Python<'_>,
         directory: PathBuf,
         names: Vec<OsString>,
+        after_sync: bool,
     ) -> PyResult<()> {
         let commit = self.open()?;
         detached(py, None, &Raised::default(), |observer| {
-            commit.discard(&directory, &names, observer)
+            commit.discard(&directory, &names, after_sync, observer)
         })
     }
 

@@ -91,8 +91,10 @@ impl Commit {
         Ok(())
     }
 
-    /// Removes hidden names from a directory, once all that has happened in it is durable: also
-    /// what other processes have published there. Names that are gone already are passed over.
+    /// Removes hidden names from a directory. Names that are gone already are passed over.
+    ///
+    /// With `after_sync`, once all that has happened in it is durable: also what other processes have
+    /// published there. Without, for names whose files have their own names still.
     ///
     /// # Errors
     /// Where the directory refuses; where a name is none of ours, before anything is removed.
@@ -100,6 +102,7 @@ impl Commit {
         &mut self,
         directory: &Path,
         names: &[OsString],
+        after_sync: bool,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if let Some(foreign) = names.iter().find(|name| !stale::is_hidden_name(name)) {
@@ -108,7 +111,9 @@ impl Commit {
         if names.is_empty() {
             return Ok(());
         }
-        self.sync_directory(directory, observer)?;
+        if after_sync {
+            self.sync_directory(directory, observer)?;
+        }
         let opened = self.directory(directory)?;
         for name in names {
             remove(&*opened, name).map_err(Error::io(Phase::Discard, directory.join(name)))?;

@@ -1,14 +1,20 @@
 //! The operating system's files.
 #![allow(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+use std::ffi::CStr;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
+#[cfg(target_os = "linux")]
+use std::os::fd::IntoRawFd;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+#[cfg(target_os = "linux")]
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::{Directory, File, FileKind, Files, Metadata, or_here};
@@ -48,12 +54,7 @@ impl RealFiles {
 
 impl Files for RealFiles {
     fn open_directory(&self, path: &Path) -> io::Result<Arc<dyn Directory>> {
-        let path = or_here(path);
-        let directory = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_DIRECTORY)
-            .open(path)?;
-        Ok(Arc::new(RealDirectory(directory)))
+        Ok(Arc::new(RealDirectory(open_directory(or_here(path))?)))
     }
 
     fn create_directory(&self, path: &Path) -> io::Result<()> {
@@ -76,14 +77,78 @@ impl Files for RealFiles {
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
-        let directory = or_here(directory);
-        fs::read_dir(directory)?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect()
+        names_in(or_here(directory))
     }
 
     fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
         fs::read_link(path)
+    }
+}
+
+fn open_directory(path: &Path) -> io::Result<fs::File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY)
+        .open(path)
+}
+
+#[cfg(target_os = "linux")]
+fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
+    Listing::new(OwnedFd::from(open_directory(directory)?))?.collect()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect()
+}
+
+/// The names in a directory. The standard library's own panics where `closedir` fails, as it may on a
+/// network file system.
+#[cfg(target_os = "linux")]
+struct Listing(NonNull<libc::DIR>);
+
+#[cfg(target_os = "linux")]
+impl Listing {
+    fn new(directory: OwnedFd) -> io::Result<Self> {
+        // SAFETY: an open descriptor; where the call succeeds, what it returns owns it.
+        let stream = NonNull::new(unsafe { libc::fdopendir(directory.as_raw_fd()) })
+            .ok_or_else(io::Error::last_os_error)?;
+        let _owned_by_the_stream = directory.into_raw_fd();
+        Ok(Self(stream))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Iterator for Listing {
+    type Item = io::Result<OsString>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            // SAFETY: the stream is open, and only this call uses it. errno is the thread's own.
+            let entry = unsafe {
+                *libc::__errno_location() = 0;
+                libc::readdir64(self.0.as_ptr())
+            };
+            if entry.is_null() {
+                let error = io::Error::last_os_error();
+                return (error.raw_os_error() != Some(0)).then_some(Err(error));
+            }
+            // SAFETY: the entry is valid until the next call, its name ends with a NUL.
+            let name = unsafe { CStr::from_ptr((&raw const (*entry).d_name).cast()) };
+            if !matches!(name.to_bytes(), b"." | b"..") {
+                return Some(Ok(OsStr::from_bytes(name.to_bytes()).to_owned()));
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Listing {
+    fn drop(&mut self) {
+        // SAFETY: the stream is open, and nobody uses it any more. Nothing was written.
+        let _nothing_is_lost = unsafe { libc::closedir(self.0.as_ptr()) };
     }
 }
 

@@ -211,7 +211,7 @@ impl StepSave {
             .filter(is_unreplaced)
             .map(Into::into)
             .collect();
-        let _left = commit.discard(Path::new(DIRECTORY), &names, &mut Unobserved);
+        let _left = commit.discard(Path::new(DIRECTORY), &names, true, &mut Unobserved);
     }
 
     /// Removes the second names that nobody needs any more. The save is whole without that: where the
@@ -229,7 +229,7 @@ impl StepSave {
             Writer::DiscardsUnsynced => &mut careless,
             _ => commit,
         };
-        let _left = commit.discard(Path::new(DIRECTORY), &names, &mut Unobserved);
+        let _left = commit.discard(Path::new(DIRECTORY), &names, true, &mut Unobserved);
     }
 }
 
