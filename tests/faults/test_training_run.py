@@ -5,171 +5,76 @@ And nothing else: resumed, it goes on bit for bit as if nothing had happened.
 
 from __future__ import annotations
 
-import importlib
-import json
-import os
-import random
-import signal
-import time
-from functools import partial
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import pytest
-from examples.gpt import GPTConfig
-from examples.train import Run, last_save, train
-from tests.faults.children import exit_code, in_child, run_in_child
-from tests.faults.disks import loop_disk, memory_disk, need_loop_disks, need_memory_disks, run
-from tests.faults.power.recording import Clock, need_recorded_disks
-from tests.faults.power.runs import run_files
-from tests.faults.power.verdicts import LOST, Moment, Violation
+from tests.faults import training_run
+from tests.faults.disks import need_loop_disks, need_memory_disks
+from tests.faults.power.recording import need_recorded_disks
 from tests.faults.requirements import need_program
-
-import fastckpt
+from tests.faults.training_run import Losses
 
 SEED = 20_261
-CONFIG = GPTConfig(sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, dropout=0.1)
-STEPS = 18
-SAVE_EVERY = 3
-KILLS, MAX_RUNS = 12, 100
+KILLS = 12
 SHUT_DOWNS = 3
 POWER_CUTS = 25
-# Space for three checkpoints of this model and a bit, and for all of them.
-SMALL_DISK, LARGE_DISK = "size=600k", "size=8m"
+TIMEOUT_SECS = 250
 
-Losses = list[tuple[int, str]]
-
-
-def go_on(directory: Path, losses: Path) -> None:
-    """Train to the end from whatever is there."""
-    directory.mkdir(exist_ok=True)
-    train(Run(directory, CONFIG), STEPS, SAVE_EVERY, losses, resume=True)
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 
-def read_losses(path: Path) -> Losses:
-    """Return (step, loss) of every step that was trained, in order; a half line is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("}")]
-    return [(record["step"], record["loss"]) for record in records]
+class Aside:
+    """A process that has never used autograd itself, so that its forks can."""
 
+    def __init__(self, pool: ProcessPoolExecutor) -> None:
+        self._pool = pool
 
-def last_acknowledged(losses: Losses) -> int:
-    """Return the last step whose save is known to have returned: the one after it was trained."""
-    trained = max((step for step, _ in losses), default=1)
-    return (trained - 1) // SAVE_EVERY * SAVE_EVERY
+    def __call__(
+        self,
+        work: Callable[_Parameters, _Result],
+        *args: _Parameters.args,
+        **kwargs: _Parameters.kwargs,
+    ) -> _Result:
+        """Do some work there; returns what it returns."""
+        return self._pool.submit(work, *args, **kwargs).result(TIMEOUT_SECS)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Losses:
-    """Train once without any trouble; returns the losses."""
-    # What the first step of an optimizer imports, for seconds: the children, forked, have it then.
-    importlib.import_module("torch._dynamo")
-    place = tmp_path_factory.mktemp("undisturbed")
-    outcome = run_in_child(lambda: go_on(place / "run", place / "losses"))
-    assert outcome.ok, outcome
-    losses = read_losses(place / "losses")
-    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
-    return losses
+def aside() -> Iterator[Aside]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield Aside(pool)
 
 
-def assert_resumes(directory: Path, losses: Path, expected: Losses) -> None:
-    """Check that no save that returned is lost, and that training goes on exactly."""
-    before = read_losses(losses)
-    found = last_save(directory)
-    assert found >= last_acknowledged(before)
-    outcome = run_in_child(partial(go_on, directory, losses))
-    assert outcome.ok, outcome
-    resumed = read_losses(losses)[len(before) :]
-    assert [step for step, _ in resumed] == list(range(found + 1, STEPS + 1))
-    assert set(before + resumed) == set(expected)
-    assert fastckpt.find_last_good_step(directory, verify="full") == STEPS
+@pytest.fixture(scope="module")
+def undisturbed(aside: Aside, tmp_path_factory: pytest.TempPathFactory) -> Losses:
+    return aside(training_run.train_undisturbed, tmp_path_factory.mktemp("undisturbed"))
 
 
-def test_killed_at_any_moment(undisturbed: Losses, tmp_path: Path) -> None:
-    generator = random.Random(SEED)
-    kills = 0
-    for number in range(MAX_RUNS):
-        directory, losses = tmp_path / f"run-{number}", tmp_path / f"losses-{number}"
-        # Each is killed again and again until it has come to its end.
-        while last_save(directory) < STEPS:
-            child = in_child(partial(go_on, directory, losses))
-            time.sleep(generator.uniform(0.0, 0.5))
-            os.kill(child, signal.SIGKILL)
-            kills += exit_code(child) == -signal.SIGKILL
-            assert last_save(directory) >= last_acknowledged(read_losses(losses))
-        assert_resumes(directory, losses, undisturbed)
-        if kills >= KILLS:
-            return
-    raise AssertionError(f"{kills} kills in {MAX_RUNS} runs")
+def test_killed_at_any_moment(aside: Aside, undisturbed: Losses, tmp_path: Path) -> None:
+    assert aside(training_run.kill, SEED, KILLS, tmp_path, undisturbed) >= KILLS
 
 
-def test_the_disk_fills_up(undisturbed: Losses, tmp_path: Path) -> None:
+def test_the_disk_fills_up(aside: Aside, undisturbed: Losses, tmp_path: Path) -> None:
     need_memory_disks()
-    with memory_disk(tmp_path, "tmpfs", SMALL_DISK) as disk:
-        directory, losses = disk / "run", tmp_path / "losses"
-        outcome = run_in_child(partial(go_on, directory, losses))
-        assert outcome.raised is not None
-        assert outcome.raised.is_a(OSError)
-        assert "bytes are needed and" in outcome.raised.words
-        saved = last_save(directory)
-        # All but the save that found no space.
-        assert saved == read_losses(losses)[-1][0] - SAVE_EVERY > 0
-        assert not [name for name in os.listdir(directory) if name.startswith(".")]
-        run("mount", "-o", f"remount,{LARGE_DISK}", disk)
-        assert_resumes(directory, losses, undisturbed)
+    aside(training_run.fill_disk, tmp_path, undisturbed)
 
 
 @pytest.mark.parametrize("file_system", ["ext4", "xfs"])
-def test_the_file_system_shuts_down(file_system: str, undisturbed: Losses, tmp_path: Path) -> None:
+def test_the_file_system_shuts_down(
+    file_system: str, aside: Aside, undisturbed: Losses, tmp_path: Path
+) -> None:
     need_loop_disks(file_system)
     need_program("xfs_io")
-    generator = random.Random(SEED)
-    with loop_disk(tmp_path, file_system) as disk:
-        for number in range(SHUT_DOWNS):
-            directory, losses = disk.path / f"run-{number}", tmp_path / f"losses-{number}"
-            child = in_child(partial(go_on, directory, losses))
-            time.sleep(generator.uniform(0.3, 1.0))
-            run("xfs_io", "-x", "-c", "shutdown", disk.path)
-            code = exit_code(child)
-            disk.remount()
-            # It ended by the error of its next save, if it had one to do.
-            assert code == 1 or last_save(directory) == STEPS
-            directory.mkdir(exist_ok=True)
-            assert_resumes(directory, losses, undisturbed)
+    aside(training_run.shut_down, SEED, SHUT_DOWNS, tmp_path, file_system, undisturbed)
 
 
-class TrainingSaves:
-    """The saves of a training run, to be cut off anywhere."""
-
-    def __init__(self, expected: Losses, generator: random.Random) -> None:
-        self._expected = expected
-        self._generator = generator
-
-    def work(self, directory: Path, clock: Clock) -> None:
-        class Watched(Run):
-            def save(self, step: int) -> None:
-                clock.begin()
-                super().save(step)
-                clock.acknowledge()
-
-        train(Watched(directory, CONFIG), STEPS, SAVE_EVERY, Path(os.devnull), resume=False)
-
-    def check(self, directory: Path, moment: Moment) -> str:
-        found = last_save(directory)
-        if found not in {moment.acknowledged * SAVE_EVERY, moment.begun * SAVE_EVERY}:
-            raise Violation(LOST, f"the last whole step is {found} at {moment}")
-        if found and self._generator.random() < 0.3:
-            self._check_resumed(directory, found)
-        return moment.name(found // SAVE_EVERY)
-
-    def _check_resumed(self, directory: Path, found: int) -> None:
-        losses = directory / "losses"
-        outcome = run_in_child(partial(go_on, directory, losses))
-        if not outcome.ok or read_losses(losses) != self._expected[found:]:
-            raise Violation(LOST, f"training does not go on from {found}: {outcome}")
-
-
-def test_the_power_goes(undisturbed: Losses, tmp_path: Path) -> None:
+def test_the_power_goes(aside: Aside, undisturbed: Losses, tmp_path: Path) -> None:
     need_recorded_disks("ext4")
-    tally = run_files(SEED, POWER_CUTS, tmp_path, "ext4", partial(TrainingSaves, undisturbed))
+    tally = aside(training_run.cut_power, SEED, POWER_CUTS, tmp_path, "ext4", undisturbed)
     assert tally.failures == []
     assert tally.outcomes["acknowledged"] > 0
