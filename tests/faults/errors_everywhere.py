@@ -40,6 +40,7 @@ _PHASES = {
     "flock": ["creating the temporary file"],
     "fsync": ["flushing the file to disk (fsync)"],
     "fsync of a directory": ["flushing the directory to disk (fsync)"],
+    "getxattr": ["creating the temporary file"],
     "link": [_KEEPING],
     "mkdir": ["creating the directory"],
     "open": [_KEEPING, "opening the file"],
@@ -48,6 +49,7 @@ _PHASES = {
     "read": [_KEEPING, "reading"],
     "readdir": ["listing the directory", _KEEPING],
     "rename": ["renaming the temporary file"],
+    "setxattr": ["creating the temporary file"],
     "stat": [
         "looking at the destination",
         "creating the temporary file",

@@ -26,6 +26,7 @@
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 /* The names are what tests and their messages say. */
@@ -56,7 +57,9 @@
     X(LIST_END, "closedir")                                                                        \
     X(CHANGE_MODE, "chmod")                                                                        \
     X(CHANGE_OWNER, "chown")                                                                       \
-    X(SET_FLAGS, "fcntl")
+    X(SET_FLAGS, "fcntl")                                                                          \
+    X(GET_ATTRIBUTE, "getxattr")                                                                   \
+    X(SET_ATTRIBUTE, "setxattr")
 
 enum kind {
 #define X(name, text) name,
@@ -525,6 +528,12 @@ SIMPLE(chmod, (const char *path, mode_t mode), (const char *, mode_t), (path, mo
 SIMPLE(fchown, (int fd, uid_t user, gid_t group), (int, uid_t, gid_t), (fd, user, group),
        on_fd(CHANGE_OWNER, fd))
 
+SIMPLE(fsetxattr, (int fd, const char *name, const void *value, size_t n, int flags),
+       (int, const char *, const void *, size_t, int), (fd, name, value, n, flags),
+       on_fd(SET_ATTRIBUTE, fd))
+SIMPLE(fremovexattr, (int fd, const char *name), (int, const char *), (fd, name),
+       on_fd(SET_ATTRIBUTE, fd))
+
 SIMPLE(rename, (const char *from, const char *to), (const char *, const char *), (from, to),
        on_paths(RENAME, AT_FDCWD, from, AT_FDCWD, to))
 SIMPLE(renameat, (int a, const char *from, int b, const char *to),
@@ -593,7 +602,7 @@ SIMPLE(faccessat, (int directory, const char *path, int mode, int flags),
 
 /* ---- the rest ---- */
 
-#define LINK_FUNCTION(name, parameters, types, arguments, begun)                                   \
+#define LENGTH_FUNCTION(name, parameters, types, arguments, begun)                                 \
     ssize_t name parameters                                                                        \
     {                                                                                              \
         REAL(ssize_t(*) types, name);                                                              \
@@ -604,11 +613,16 @@ SIMPLE(faccessat, (int directory, const char *path, int mode, int flags),
         return length;                                                                             \
     }
 
-LINK_FUNCTION(readlink, (const char *path, char *into, size_t n), (const char *, char *, size_t),
-              (path, into, n), on_path(READ_LINK, AT_FDCWD, path))
-LINK_FUNCTION(readlinkat, (int directory, const char *path, char *into, size_t n),
-              (int, const char *, char *, size_t), (directory, path, into, n),
-              on_path(READ_LINK, directory, path))
+LENGTH_FUNCTION(readlink, (const char *path, char *into, size_t n), (const char *, char *, size_t),
+                (path, into, n), on_path(READ_LINK, AT_FDCWD, path))
+LENGTH_FUNCTION(readlinkat, (int directory, const char *path, char *into, size_t n),
+                (int, const char *, char *, size_t), (directory, path, into, n),
+                on_path(READ_LINK, directory, path))
+LENGTH_FUNCTION(lgetxattr, (const char *path, const char *name, void *into, size_t n),
+                (const char *, const char *, void *, size_t), (path, name, into, n),
+                on_path(GET_ATTRIBUTE, AT_FDCWD, path))
+LENGTH_FUNCTION(fgetxattr, (int fd, const char *name, void *into, size_t n),
+                (int, const char *, void *, size_t), (fd, name, into, n), on_fd(GET_ATTRIBUTE, fd))
 
 /* One call to the kernel brings all the names of a small directory. So the first of a listing's calls
  * is an operation that can fail, and the others are not. */

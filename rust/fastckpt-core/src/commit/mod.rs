@@ -168,7 +168,7 @@ impl Commit {
     ) -> Result<T> {
         let destination = self.resolve(path)?;
         self.sweep(&destination);
-        let (temp, direct) = TempFile::create(path, &destination, direct)?;
+        let (temp, direct) = TempFile::create(&*self.files, path, &destination, direct)?;
         let filled = fill(&temp.file, path, direct, observer).and_then(|filled| {
             if self.sync {
                 sync_file(&temp.file, path, nbytes, observer)?;

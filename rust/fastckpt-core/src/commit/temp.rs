@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::resolve::Destination;
 use crate::error::{Error, Phase, Result};
-use crate::files::{self, Directory, File, Metadata};
+use crate::files::{self, Directory, File, Files};
 use crate::stale;
 
 /// Names tried before giving up: each one tried belongs to a file that a dead process of our
@@ -17,7 +17,7 @@ use crate::stale;
 const MAX_TEMP_NAMES: usize = 10_000;
 /// What `open` gives to a new file before the umask is taken off.
 const NEW_FILE_MODE: u32 = 0o666;
-/// While a file that is replaced lends its mode, nobody else looks into the new one.
+/// While a file that is replaced lends its rights, nobody else looks into the new one.
 const PRIVATE_MODE: u32 = 0o600;
 
 /// A file under a temporary name; removed when dropped, unless it has moved to its final one.
@@ -34,6 +34,7 @@ impl TempFile {
     /// Creates `.fastckpt-<pid>-<n>.tmp`, locked as long as it is open: a file of this form that
     /// nobody holds locked was left by a process that died. Tells whether direct I/O is on.
     pub(super) fn create(
+        files: &dyn Files,
         path: &Path,
         destination: &Destination,
         direct: bool,
@@ -62,8 +63,7 @@ impl TempFile {
                 has_moved: false,
             };
             if temp.lock().map_err(wrap)? {
-                temp.adopt_mode(destination.replaced.as_ref())
-                    .map_err(wrap)?;
+                temp.adopt_rights(files, destination).map_err(wrap)?;
                 return Ok((temp, direct));
             }
         }
@@ -90,15 +90,14 @@ impl TempFile {
         }
     }
 
-    fn adopt_mode(&self, replaced: Option<&Metadata>) -> io::Result<()> {
-        let Some(replaced) = replaced else {
+    /// Lets the same people read and write it as the file that it replaces.
+    fn adopt_rights(&self, files: &dyn Files, destination: &Destination) -> io::Result<()> {
+        let Some(replaced) = &destination.replaced else {
             return Ok(());
         };
-        let now = self.file.metadata()?;
-        if (now.mode, now.uid, now.gid) == (replaced.mode, replaced.uid, replaced.gid) {
-            return Ok(());
-        }
-        self.file.set_mode_and_owner(replaced)
+        let path = destination.directory_path.join(&destination.name);
+        let access_list = files.access_list(&path)?;
+        self.file.set_rights(replaced, access_list.as_deref())
     }
 }
 

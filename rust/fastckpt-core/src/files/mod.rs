@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use crate::mapping::Mapping;
 
+#[cfg(target_os = "linux")]
+mod access_list;
 mod real;
 
 pub use real::RealFiles;
@@ -61,6 +63,11 @@ pub trait Files: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn File>>;
     /// What stands at the path itself, symbolic links not followed; `None` where nothing does.
     fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>>;
+    /// The POSIX access control list of the file at the path itself, in the system's encoding;
+    /// `None` where it has none. Where there are no such lists, this need not be implemented.
+    fn access_list(&self, _path: &Path) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
     /// The names in a directory, in no order.
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
     /// Where a symbolic link points.
@@ -109,8 +116,9 @@ pub trait File: Send + Sync + fmt::Debug {
     fn truncate(&self, nbytes: u64) -> io::Result<()>;
     /// Makes contents and size durable.
     fn sync(&self) -> io::Result<()>;
-    /// Sets permission bits, and owner and group as far as that is allowed.
-    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()>;
+    /// Sets permission bits and the access control list, and owner and group as far as that is
+    /// allowed.
+    fn set_rights(&self, like: &Metadata, access_list: Option<&[u8]>) -> io::Result<()>;
     /// Takes an exclusive lock that lasts until the file is closed, without waiting.
     fn lock(&self) -> io::Result<()>;
     /// Switches direct I/O on or off.

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+#[cfg(target_os = "linux")]
+use super::access_list;
 use super::{Directory, File, FileKind, Files, Metadata, or_here};
 use crate::mapping::Mapping;
 
@@ -74,6 +76,11 @@ impl Files for RealFiles {
 
     fn inspect(&self, path: &Path) -> io::Result<Option<Metadata>> {
         stat_at(libc::AT_FDCWD, path.as_os_str())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn access_list(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        access_list::of_path(path)
     }
 
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
@@ -366,7 +373,11 @@ impl File for RealFile {
         self.0.sync_all()
     }
 
-    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
+    #[cfg_attr(
+        not(target_os = "linux"),
+        allow(unused_variables, reason = "there are none")
+    )]
+    fn set_rights(&self, like: &Metadata, access_list: Option<&[u8]>) -> io::Result<()> {
         let now = self.metadata()?;
         if (now.uid, now.gid) != (like.uid, like.gid) {
             // Only root may give files away; for everybody else a file that they replace becomes
@@ -378,6 +389,11 @@ impl File for RealFile {
                 libc::fchown(fd, like.uid, like.gid) == 0
                     || libc::fchown(fd, UNCHANGED, like.gid) == 0
             };
+        }
+        // The new file may have got a list of its own, from its directory. A list changes the mode.
+        #[cfg(target_os = "linux")]
+        if access_list::of_file(&self.0)?.as_deref() != access_list {
+            access_list::set(&self.0, access_list)?;
         }
         // SAFETY: a plain call on an open descriptor.
         check(unsafe { libc::fchmod(self.0.as_raw_fd(), like.mode as libc::mode_t) })?;
@@ -470,7 +486,7 @@ fn uninterrupted(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_in
     }
 }
 
-fn c_string(name: &OsStr) -> io::Result<CString> {
+pub(super) fn c_string(name: &OsStr) -> io::Result<CString> {
     CString::new(name.as_bytes())
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
 }

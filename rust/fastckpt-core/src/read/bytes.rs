@@ -60,7 +60,7 @@ impl File for MemoryFile {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn set_mode_and_owner(&self, _like: &Metadata) -> io::Result<()> {
+    fn set_rights(&self, _like: &Metadata, _access_list: Option<&[u8]>) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -218,7 +218,7 @@ impl File for Disk {
         unimplemented!("reading only")
     }
 
-    fn set_mode_and_owner(&self, _like: &Metadata) -> io::Result<()> {
+    fn set_rights(&self, _like: &Metadata, _access_list: Option<&[u8]>) -> io::Result<()> {
         unimplemented!("reading only")
     }
 

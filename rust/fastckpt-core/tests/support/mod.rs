@@ -135,6 +135,10 @@ impl Files for ScriptedFiles {
         self.0.step("inspect")?;
         RealFiles.inspect(path)
     }
+    fn access_list(&self, path: &Path) -> io::Result<Option<Vec<u8>>> {
+        self.0.step("access_list")?;
+        RealFiles.access_list(path)
+    }
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>> {
         self.0.step("names")?;
         RealFiles.names(directory)
@@ -236,9 +240,9 @@ impl File for ScriptedFile {
         std::thread::sleep(self.1.slow_sync);
         self.0.sync()
     }
-    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
-        self.1.step("set_mode_and_owner")?;
-        self.0.set_mode_and_owner(like)
+    fn set_rights(&self, like: &Metadata, access_list: Option<&[u8]>) -> io::Result<()> {
+        self.1.step("set_rights")?;
+        self.0.set_rights(like, access_list)
     }
     fn lock(&self) -> io::Result<()> {
         self.1.step("lock")?;

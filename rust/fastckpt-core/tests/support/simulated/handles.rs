@@ -312,8 +312,8 @@ impl File for OpenFile {
             })
     }
 
-    fn set_mode_and_owner(&self, like: &Metadata) -> io::Result<()> {
-        self.change("set_mode_and_owner", |live| {
+    fn set_rights(&self, like: &Metadata, _access_list: Option<&[u8]>) -> io::Result<()> {
+        self.change("set_rights", |live| {
             live.files[self.inode].mode = like.mode;
             Ok(None)
         })
