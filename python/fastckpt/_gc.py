@@ -392,8 +392,5 @@ def _size(path: str) -> int:
 
 
 def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with _native.Commit() as commit:
+        commit.sync_directory(path)
