@@ -11,7 +11,6 @@ shards 0 to the highest without a gap, their step is whole. Imports no torch.
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,27 +19,13 @@ from dataclasses import dataclass
 from ._manifest import Manifest, read_manifest
 from ._small_file import META_NBYTES_MAX, read_small_file
 from ._step_parts import NO_SAVE_ID, Part, open_part, own_name
+from ._step_problems import Problem, Wording
 from ._survey import StepFiles, StepName, absent_ranks, parse_name, survey_steps
-from .errors import CheckpointError, ChecksumError, FormatError, IncompleteCheckpointError
+from .errors import CheckpointError, ChecksumError, FormatError
 
 # A reader that meets a running save looks again. Each look takes less time than the fsyncs of a
 # save, so the second mostly succeeds; the limit is for a directory that changes without end.
 _ATTEMPTS = 100
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a save is not whole.
-
-    Attributes:
-        name: The file.
-        missing: Whether it is not there at all; else it is of another save.
-        message: The whole sentence, with its path.
-    """
-
-    name: str
-    missing: bool
-    message: str
 
 
 @dataclass(frozen=True)
@@ -121,6 +106,7 @@ class StepSaves:
         self._directory = directory
         self._files = files
         self._hold = hold
+        self._words = Wording(directory, files)
         self._parts: dict[str, Part] = {}
         self._manifests: dict[str, Manifest] = {}
         self._metas: dict[str, bytes] = {}
@@ -134,7 +120,7 @@ class StepSaves:
             for problem in (
                 () if model is None else self._rank_problems(save_id, self.part(model), rank)
             ):
-                raise self._incomplete(problem)
+                raise self._words.incomplete(problem)
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
@@ -151,10 +137,10 @@ class StepSaves:
     def _visible_whole(self, optimizer: bool) -> int:
         """Return the save of the visible model, if it is whole; else raise what is wrong with it."""
         if self._files.model is None:
-            raise self._missing_model()
+            raise self._words.missing_model()
         save_id = self.part(self._files.model).save_id
         for problem in self._problems(save_id, optimizer=optimizer):
-            raise self._incomplete(problem)
+            raise self._words.incomplete(problem)
         return save_id
 
     def _kept_whole(self, save_id: int, optimizer: bool) -> StepSave | None:
@@ -173,9 +159,7 @@ class StepSaves:
     def problems(self) -> list[Problem]:
         """Return all that keeps the visible save from being whole, every rank's shard included."""
         if self._files.model is None:
-            message = f"{self._path(StepName('model', self._files.step))} is missing"
-            found = [Problem(str(StepName("model", self._files.step)), True, message)]
-            return [*found, *self._missing_by_name()]
+            return list(self._words.without_model())
         return list(self._problems(self.part(self._files.model).save_id, optimizer=True))
 
     def part(self, name: str) -> Part:
@@ -225,7 +209,7 @@ class StepSaves:
     def _problems(self, save_id: int, *, optimizer: bool) -> Iterator[Problem]:
         model = self._find(save_id, lambda files: files.model)
         if model is None:
-            yield self._problem(StepName("model", self._files.step))
+            yield self._words.problem(StepName("model", self._files.step))
             return
         if optimizer:
             yield from self._shard_problems(save_id, self.part(model))
@@ -241,29 +225,28 @@ class StepSaves:
             there = {r for r in ranks if r < shards and self._find_shard(save_id, r) is not None}
         absent, more = absent_ranks(there, shards)
         for rank in absent:
-            yield self._problem(self._shard(rank), shards)
+            yield self._words.problem(StepName("optimizer", self._files.step, rank), shards)
         if more:
-            name = f"optim_{self._files.step:06d}_rank*.pt of {more} more ranks"
-            yield Problem(name, True, f"{os.path.join(self._directory, name)} are missing")
+            yield self._words.more_shards(more)
 
     def _rank_problems(self, save_id: int, model: Part, rank: int) -> Iterator[Problem]:
         """Look for the shard of one rank, which may lie beyond those that the save counts."""
         if self._shard_of(save_id, model, rank) is None:
-            yield self._problem(self._shard(rank), model.shards)
+            yield self._words.problem(StepName("optimizer", self._files.step, rank), model.shards)
 
     def _meta_problems(self, save_id: int) -> Iterator[Problem]:
         name = StepName("meta", self._files.step)
         manifest = self._find_manifest(save_id)
         if manifest is None and save_id != NO_SAVE_ID and self._files.manifest is not None:
             if self._kept(save_id, lambda files: files.meta) is None:
-                yield self._problem(StepName("manifest", self._files.step))
+                yield self._words.problem(StepName("manifest", self._files.step))
             return
         if self._find_meta(save_id) is not None:
             return
         if manifest is not None and manifest == self._files.manifest and self._files.meta:
             # A save makes its model visible after its meta: this one was changed since.
-            raise self._changed_meta(manifest)
-        yield self._problem(name)
+            raise self._words.changed_meta(manifest)
+        yield self._words.problem(name)
 
     def _assemble(self, save_id: int, *, optimizer: bool, rank: int | None) -> StepSave:
         """Put a save together that has no problems."""
@@ -378,7 +361,7 @@ class StepSaves:
         described = {file.name: (file.nbytes, file.content_hash) for file in manifest.files}
         own = [model.own_name]
         if manifest.shards:
-            own.append(str(self._shard(0)))
+            own.append(str(StepName("optimizer", self._files.step, 0)))
         if sorted(described) != sorted(own) or len(manifest.files) != len(own):
             raise FormatError(
                 f"{path} is damaged: it describes {', '.join(described) or 'no files'}, and "
@@ -395,69 +378,3 @@ class StepSaves:
 
     def _count_visible(self, save: StepSave) -> int:
         return sum(not os.path.basename(path).startswith(".") for path in save.paths())
-
-    # What to say.
-
-    def _incomplete(self, problem: Problem) -> IncompleteCheckpointError:
-        path = os.path.join(self._directory, problem.name)
-        return IncompleteCheckpointError(problem.message, path=path)
-
-    def _shard(self, rank: int) -> StepName:
-        return StepName("optimizer", self._files.step, rank)
-
-    def _path(self, name: StepName) -> str:
-        return os.path.join(self._directory, str(name))
-
-    def _problem(self, named: StepName, shards: int = 0) -> Problem:
-        path, step = self._path(named), self._files.step
-        visible = {str(named)} & {*self._files.names()}
-        if visible and named.role == "optimizer" and (named.rank or 0) >= shards:
-            message = f"{path} is left from another save: step {step} {_counted(shards)}"
-        elif visible:
-            message = (
-                f"{path} is not of the save that {self._path(StepName('model', step))} is of: "
-                f"step {step} was being saved again when it was interrupted"
-            )
-        elif named.role == "optimizer":
-            message = f"{path} is missing: step {step} {_counted(shards)} ({self._ranks_there()})"
-        elif named.role == "meta":
-            message = (
-                f"{path} is missing: step {step} has a model but no meta (fastckpt.load reads the "
-                "model by itself)"
-            )
-        else:
-            message = f"{path} is missing"
-        return Problem(str(named), not visible, message)
-
-    def _ranks_there(self) -> str:
-        ranks = sorted(self._files.shards)
-        if not ranks:
-            return "no rank has one, so load it with load_optimizer=False"
-        return f"ranks that have one: {', '.join(map(str, ranks))}"
-
-    def _missing_model(self) -> FileNotFoundError:
-        path = self._path(StepName("model", self._files.step))
-        if not self._files.names() and not self._files.kept:
-            return FileNotFoundError(
-                errno.ENOENT, f"no checkpoint of step {self._files.step}", path
-            )
-        message = f"{path} is missing: step {self._files.step} was not saved to its end"
-        return IncompleteCheckpointError(message, path=path)
-
-    def _missing_by_name(self) -> Iterator[Problem]:
-        for name in self._files.missing()[1:]:
-            yield Problem(name, True, f"{os.path.join(self._directory, name)} is missing")
-
-    def _changed_meta(self, manifest: str) -> ChecksumError:
-        path = self._path(StepName("meta", self._files.step))
-        return ChecksumError(
-            f"{path} is not the file that was saved: its SHA-256 is not the one in {manifest} (to "
-            "load it because you have changed it yourself, delete the manifest)",
-            path=path,
-        )
-
-
-def _counted(shards: int) -> str:
-    if shards == 0:
-        return "was saved without optimizer state"
-    return f"has {shards} optimizer shard{'s' if shards > 1 else ''}"
