@@ -32,7 +32,7 @@ RUST_TEST := --workspace --exclude fastckpt-py
 
 .DEFAULT_GOAL := all
 .PHONY: all develop demo test test-rust test-python test-matrix lint lint-rust lint-python \
-	format bench fuzz campaign clean
+	format bench fuzz deny campaign clean
 
 all:
 	$(MAKE) format
@@ -91,6 +91,12 @@ bench: $(BUILT)
 
 fuzz:
 	.ci/fuzz $(FUZZ_SECS)
+
+# Licences, sources and duplicates of the Rust dependencies, those of the fuzz targets included.
+deny:
+	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
+	cargo deny --locked check bans licenses sources
+	cargo deny --locked --manifest-path rust/fuzz/Cargo.toml check --allow unused-allowed-license licenses sources
 
 # Hours, not minutes. Stop it with Ctrl-C; it goes on where it was. See docs/testing.md.
 campaign: $(BUILT)
