@@ -23,10 +23,12 @@ __all__ = [
     "Graph",
     "Lost",
     "Memory",
+    "Opaque",
     "Salvaged",
     "SaveMark",
     "Span",
     "StorageInfo",
+    "TensorInfo",
     "Written",
     "__version__",
     "archive_nbytes",
@@ -79,6 +81,53 @@ class StorageInfo:
     def nbytes(self) -> int: ...
 
 @final
+class TensorInfo:
+    """A tensor, as data.pkl describes it."""
+
+    @property
+    def key(self) -> str:
+        """Key of its storage; tensors with the same key share memory."""
+    @property
+    def location(self) -> str:
+        """Where the storage was, e.g. "cuda:0"."""
+    @property
+    def storage_nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> str:
+        """Name in `torch`, e.g. "bfloat16"."""
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """In elements."""
+    @property
+    def storage_offset(self) -> int:
+        """First element, counted in elements from the start of the storage."""
+    @property
+    def itemsize(self) -> int: ...
+    @property
+    def numel(self) -> int:
+        """Product of the shape; of an expanded tensor more than its storage has."""
+    @property
+    def nbytes(self) -> int:
+        """numel times itemsize."""
+    @property
+    def requires_grad(self) -> bool: ...
+    @property
+    def is_parameter(self) -> bool: ...
+
+@final
+class Opaque:
+    """An object that is neither Python's own nor a tensor."""
+
+    @property
+    def name(self) -> str:
+        """Its type, the call that makes it, or itself, e.g. "torch.bfloat16"."""
+    @property
+    def parts(self) -> list[Any]:
+        """What it is made of, as far as the pickle says."""
+
+@final
 class Graph:
     """What data.pkl describes, decoded without executing any of it."""
 
@@ -96,6 +145,11 @@ class Graph:
         """
     def without(self, keys: set[str]) -> Graph:
         """The same without the tensors over these storages: dicts lose the items, elsewhere None stands."""
+    def outline(self) -> Any:
+        """Build the object without torch: TensorInfo for each tensor, Opaque for what is not Python's own.
+
+        Containers may contain themselves, and one object may stand in many places.
+        """
     def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:
         """Build the object. `storages` holds the memory of each of `self.storages`, in order.
 

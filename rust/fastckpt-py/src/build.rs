@@ -1,21 +1,15 @@
 //! Python objects from a decoded pickle: what torch's unpickler would build, without unpickling.
-//!
-//! The graph lists its nodes so that immutable objects refer only to nodes before them. So every
-//! object is created in one pass, containers empty, and a second pass fills the containers: no
-//! recursion, and what was one object stays one object.
 
 use std::collections::HashMap;
 
-use fastckpt_format::pickle::{Dtype, Graph, Node, NodeId, Tensor};
+use fastckpt_format::pickle::{Dtype, Graph, Node, Tensor};
 use pyo3::exceptions::{PyAssertionError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{
-    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PySet,
-    PyString, PyTuple,
-};
+use pyo3::types::{PyDict, PyList, PyModule, PyTuple};
 
 use crate::buffers::PySpan;
+use crate::objects::Objects;
 
 /// Builds the object that the graph describes, over the memory of `storages`, one for each of
 /// `graph.storages()`: `Span`s of the core or `torch.UntypedStorage`s.
@@ -38,19 +32,13 @@ pub(crate) fn build<'py>(
     let mut builder = Builder::new(py, graph, storages)?;
     for &id in graph.reachable() {
         let object = builder.create(graph.node(id))?;
-        builder.objects[id.index()] = Some(object);
+        builder.objects.put(id, object);
     }
-    for &id in graph.reachable() {
-        builder.fill(id)?;
-    }
-    builder.get(graph.root()).cloned()
+    builder.objects.finish()
 }
 
 struct Builder<'py, 'g> {
-    py: Python<'py>,
-    graph: &'g Graph,
-    objects: Vec<Option<Bound<'py, PyAny>>>,
-    ordered_dict: Bound<'py, PyAny>,
+    objects: Objects<'py, 'g>,
     torch: Torch<'py>,
     storages: Vec<Storage<'py>>,
 }
@@ -88,43 +76,18 @@ impl<'py, 'g> Builder<'py, 'g> {
             })
             .collect::<PyResult<Vec<_>>>()?;
         Ok(Self {
-            py,
-            graph,
-            objects: vec![None; graph.nodes().len()],
-            ordered_dict: PyModule::import(py, "collections")?.getattr("OrderedDict")?,
+            objects: Objects::new(py, graph)?,
             torch: Torch::new(py)?,
             storages,
         })
     }
 
-    fn get(&self, id: NodeId) -> PyResult<&Bound<'py, PyAny>> {
-        let object = self.objects.get(id.index()).and_then(Option::as_ref);
-        object.ok_or_else(|| PyAssertionError::new_err("a node is used before it is made"))
-    }
-
-    fn all(&self, ids: &[NodeId]) -> PyResult<Vec<&Bound<'py, PyAny>>> {
-        ids.iter().map(|id| self.get(*id)).collect()
-    }
-
     fn create(&mut self, node: &Node) -> PyResult<Bound<'py, PyAny>> {
-        let py = self.py;
+        if let Some(object) = self.objects.plain(node)? {
+            return Ok(object);
+        }
+        let py = self.objects.py;
         Ok(match node {
-            Node::None => py.None().into_bound(py),
-            Node::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
-            Node::Int(value) => PyInt::new(py, *value).into_any(),
-            Node::Long(bytes) => long(py, bytes)?,
-            Node::Float(value) => PyFloat::new(py, *value).into_any(),
-            Node::Text(text) => self.text(self.graph.text(*text), text.has_surrogates())?,
-            Node::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
-            Node::ByteArray(bytes) => PyByteArray::new(py, bytes).into_any(),
-            Node::Complex(real, imaginary) => {
-                PyComplex::from_doubles(py, *real, *imaginary).into_any()
-            }
-            Node::Tuple(items) => PyTuple::new(py, self.all(items)?)?.into_any(),
-            Node::List(_) => PyList::empty(py).into_any(),
-            Node::Dict(_) => PyDict::new(py).into_any(),
-            Node::OrderedDict { .. } => self.ordered_dict.call0()?,
-            Node::Set(items) => PySet::new(py, self.all(items)?)?.into_any(),
             Node::Size(lengths) => self
                 .torch
                 .module
@@ -132,7 +95,7 @@ impl<'py, 'g> Builder<'py, 'g> {
                 .call1((PyTuple::new(py, lengths.iter())?,))?,
             Node::Dtype(dtype) => self.torch.dtype(*dtype)?,
             Node::Device { kind, index } => {
-                let kind = self.text(self.graph.text(*kind), kind.has_surrogates())?;
+                let kind = self.objects.text(*kind)?;
                 let device = self.torch.module.getattr(intern!(py, "device"))?;
                 match index {
                     Some(index) => device.call1((kind, *index))?,
@@ -146,7 +109,7 @@ impl<'py, 'g> Builder<'py, 'g> {
             } => self
                 .torch
                 .parameter
-                .call1((self.get(*tensor)?, *requires_grad))?,
+                .call1((self.objects.get(*tensor)?, *requires_grad))?,
             _ => {
                 return Err(PyAssertionError::new_err(
                     "a node that only torch's unpickler can build",
@@ -155,49 +118,10 @@ impl<'py, 'g> Builder<'py, 'g> {
         })
     }
 
-    fn fill(&self, id: NodeId) -> PyResult<()> {
-        match self.graph.node(id) {
-            Node::List(items) => {
-                let list = self.get(id)?.cast::<PyList>()?;
-                for item in items {
-                    list.append(self.get(*item)?)?;
-                }
-            }
-            Node::Dict(items) => {
-                let dict = self.get(id)?.cast::<PyDict>()?;
-                for (key, value) in items {
-                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
-                }
-            }
-            Node::OrderedDict { items, metadata } => {
-                let dict = self.get(id)?;
-                for (key, value) in items {
-                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
-                }
-                if let Some(metadata) = metadata {
-                    dict.setattr(intern!(self.py, "_metadata"), self.get(*metadata)?)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn text(&self, bytes: &[u8], has_surrogates: bool) -> PyResult<Bound<'py, PyAny>> {
-        if has_surrogates {
-            let arguments = (intern!(self.py, "utf-8"), intern!(self.py, "surrogatepass"));
-            return PyBytes::new(self.py, bytes)
-                .call_method1(intern!(self.py, "decode"), arguments);
-        }
-        let text =
-            std::str::from_utf8(bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        Ok(PyString::new(self.py, text).into_any())
-    }
-
     fn tensor(&mut self, tensor: &Tensor) -> PyResult<Bound<'py, PyAny>> {
         let index = tensor.storage.index();
         let built = if let Some(storage) = &self.storages[index].made {
-            self.torch.over_storage(self.py, storage, tensor)?
+            self.torch.over_storage(self.objects.py, storage, tensor)?
         } else {
             let Storage { memory, nbytes, .. } = &self.storages[index];
             let span = memory.cast::<PySpan>()?.get();
@@ -205,12 +129,14 @@ impl<'py, 'g> Builder<'py, 'g> {
                 let message = format!("a record of {} bytes, not {nbytes}", span.nbytes());
                 return Err(PyValueError::new_err(message));
             }
-            let (built, storage) = self.torch.over_span(self.py, span, *nbytes, tensor)?;
+            let (built, storage) = self
+                .torch
+                .over_span(self.objects.py, span, *nbytes, tensor)?;
             self.storages[index].made = Some(storage);
             built
         };
         if tensor.requires_grad {
-            built.setattr(intern!(self.py, "requires_grad"), true)?;
+            built.setattr(intern!(self.objects.py, "requires_grad"), true)?;
         }
         Ok(built)
     }
@@ -327,15 +253,4 @@ impl<'py> Torch<'py> {
         arguments.set_item(intern!(py, "offset"), span.offset())?;
         self.frombuffer.call((span.memory(),), Some(arguments))
     }
-}
-
-/// An int from little-endian two's complement.
-fn long<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    let arguments = PyDict::new(py);
-    arguments.set_item("signed", true)?;
-    py.get_type::<PyInt>().call_method(
-        "from_bytes",
-        (PyBytes::new(py, bytes), "little"),
-        Some(&arguments),
-    )
 }

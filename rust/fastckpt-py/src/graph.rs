@@ -6,7 +6,7 @@ use fastckpt_format::pickle::{Graph, StorageId, StorageRef};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
-use crate::build;
+use crate::{build, outline};
 
 /// What data.pkl describes, decoded without executing any of it.
 #[pyclass(frozen, name = "Graph", module = "fastckpt._native")]
@@ -51,6 +51,10 @@ impl PyGraph {
     fn without(&self, keys: HashSet<String>) -> Self {
         let graph = self.0.clone();
         Self(graph.without(|storage| self.is_among(&keys, storage)))
+    }
+
+    fn outline<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        outline::outline(py, &self.0)
     }
 
     fn build<'py>(

@@ -16,6 +16,8 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod objects;
+mod outline;
 mod repair;
 mod stagers;
 mod stale;
@@ -34,6 +36,8 @@ mod _native {
     use crate::commit::{PyCommit, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::outline::{PyOpaque, PyTensorInfo};
     #[pymodule_export]
     use crate::repair::{PyLost, PySalvaged, salvage};
     #[pymodule_export]

@@ -1,0 +1,104 @@
+"""What a .pt file holds, read without its tensors and without torch.
+
+An outline is the saved object itself, with a `TensorInfo` in the place of each tensor and an `Opaque` in
+the place of whatever else is not Python's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ._native import Archive, Graph, Opaque, TensorInfo
+
+_Path = str | os.PathLike[str]
+
+# What is looked into; everything else is a leaf.
+_CONTAINERS = (dict, list, tuple, set, Opaque)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a file holds.
+
+    Attributes:
+        archive: The open file; tensors can be read from it.
+        graph: What data.pkl describes.
+        root: The saved object.
+    """
+
+    archive: Archive
+    graph: Graph
+    root: Any
+
+    def named_tensors(self) -> dict[str, TensorInfo]:
+        """Return the tensors under the paths of keys that lead to them, e.g. "model.wte.weight".
+
+        A tensor that stands in several places has several names. Where two paths read the same, the
+        later one gets a number behind it, so that none is lost.
+        """
+        return name_tensors(self.root)
+
+
+def read_outline(path: _Path, *, verify: bool = True) -> Outline:
+    """Read what a .pt file holds; of its records only data.pkl and those of a few bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+        FormatError: It is damaged, or not a .pt file.
+        ChecksumError: data.pkl has changed since it was written.
+    """
+    archive = Archive.open(path)
+    graph = archive.decode(verify=verify)
+    return Outline(archive, graph, graph.outline())
+
+
+def name_tensors(root: Any) -> dict[str, TensorInfo]:
+    """Return all tensors below an object of an outline; see `Outline.named_tensors`."""
+    named: dict[str, TensorInfo] = {}
+    for keys, leaf in walk(root):
+        if not isinstance(leaf, TensorInfo):
+            continue
+        name = ".".join(keys) or "<root>"
+        if name in named:
+            number = 2
+            while f"{name}#{number}" in named:
+                number += 1
+            name = f"{name}#{number}"
+        named[name] = leaf
+    return named
+
+
+def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield everything that is no container, with the keys that lead to it, in the order saved.
+
+    A container that stands in several places is looked into once: a file could nest them without end.
+    """
+    seen: set[int] = set()
+    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    while stack:
+        keys, value = stack.pop()
+        if not isinstance(value, _CONTAINERS):
+            yield keys, value
+            continue
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Opaque):
+            yield keys, value
+        stack.extend(reversed([((*keys, *step), part) for step, part in _parts(value)]))
+
+
+def _parts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield (str(key),), part
+    elif isinstance(value, Opaque):
+        # What a call is made with is known by the name of the result.
+        for part in value.parts:
+            yield (), part
+    else:
+        for position, part in enumerate(value):
+            yield (str(position),), part

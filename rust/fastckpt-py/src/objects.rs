@@ -1,0 +1,130 @@
+//! Python objects for the nodes of a decoded pickle that need no torch.
+//!
+//! The graph lists its nodes so that immutable objects refer only to nodes before them. So every
+//! object is created in one pass, containers empty, and a second pass fills the containers: no
+//! recursion, and what was one object stays one object.
+
+use fastckpt_format::pickle::{Graph, Node, NodeId, Text};
+use pyo3::exceptions::{PyAssertionError, PyValueError};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{
+    PyBool, PyByteArray, PyBytes, PyComplex, PyDict, PyFloat, PyInt, PyList, PyModule, PySet,
+    PyString, PyTuple,
+};
+
+/// The objects that have been made of the nodes of a graph.
+pub(crate) struct Objects<'py, 'g> {
+    pub(crate) py: Python<'py>,
+    pub(crate) graph: &'g Graph,
+    made: Vec<Option<Bound<'py, PyAny>>>,
+    ordered_dict: Bound<'py, PyAny>,
+}
+
+impl<'py, 'g> Objects<'py, 'g> {
+    pub(crate) fn new(py: Python<'py>, graph: &'g Graph) -> PyResult<Self> {
+        Ok(Self {
+            py,
+            graph,
+            made: vec![None; graph.nodes().len()],
+            ordered_dict: PyModule::import(py, "collections")?.getattr("OrderedDict")?,
+        })
+    }
+
+    /// Takes the object of a node.
+    pub(crate) fn put(&mut self, id: NodeId, object: Bound<'py, PyAny>) {
+        self.made[id.index()] = Some(object);
+    }
+
+    /// Fills all containers, and returns the object that was saved.
+    pub(crate) fn finish(&self) -> PyResult<Bound<'py, PyAny>> {
+        for &id in self.graph.reachable() {
+            self.fill(id)?;
+        }
+        self.get(self.graph.root()).cloned()
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> PyResult<&Bound<'py, PyAny>> {
+        let object = self.made.get(id.index()).and_then(Option::as_ref);
+        object.ok_or_else(|| PyAssertionError::new_err("a node is used before it is made"))
+    }
+
+    fn all(&self, ids: &[NodeId]) -> PyResult<Vec<&Bound<'py, PyAny>>> {
+        ids.iter().map(|id| self.get(*id)).collect()
+    }
+
+    /// The object of a node, containers still empty; `None` where it takes more than Python itself.
+    pub(crate) fn plain(&self, node: &Node) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let py = self.py;
+        Ok(Some(match node {
+            Node::None => py.None().into_bound(py),
+            Node::Bool(value) => PyBool::new(py, *value).to_owned().into_any(),
+            Node::Int(value) => PyInt::new(py, *value).into_any(),
+            Node::Long(bytes) => long(py, bytes)?,
+            Node::Float(value) => PyFloat::new(py, *value).into_any(),
+            Node::Text(text) => self.text(*text)?,
+            Node::Bytes(bytes) => PyBytes::new(py, bytes).into_any(),
+            Node::ByteArray(bytes) => PyByteArray::new(py, bytes).into_any(),
+            Node::Complex(real, imaginary) => {
+                PyComplex::from_doubles(py, *real, *imaginary).into_any()
+            }
+            Node::Tuple(items) => PyTuple::new(py, self.all(items)?)?.into_any(),
+            Node::List(_) => PyList::empty(py).into_any(),
+            Node::Dict(_) => PyDict::new(py).into_any(),
+            Node::OrderedDict { .. } => self.ordered_dict.call0()?,
+            Node::Set(items) => PySet::new(py, self.all(items)?)?.into_any(),
+            _ => return Ok(None),
+        }))
+    }
+
+    fn fill(&self, id: NodeId) -> PyResult<()> {
+        match self.graph.node(id) {
+            Node::List(items) => {
+                let list = self.get(id)?.cast::<PyList>()?;
+                for item in items {
+                    list.append(self.get(*item)?)?;
+                }
+            }
+            Node::Dict(items) => {
+                let dict = self.get(id)?.cast::<PyDict>()?;
+                for (key, value) in items {
+                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
+                }
+            }
+            Node::OrderedDict { items, metadata } => {
+                let dict = self.get(id)?;
+                for (key, value) in items {
+                    dict.set_item(self.get(*key)?, self.get(*value)?)?;
+                }
+                if let Some(metadata) = metadata {
+                    dict.setattr(intern!(self.py, "_metadata"), self.get(*metadata)?)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn text(&self, text: Text) -> PyResult<Bound<'py, PyAny>> {
+        let bytes = self.graph.text(text);
+        if text.has_surrogates() {
+            let arguments = (intern!(self.py, "utf-8"), intern!(self.py, "surrogatepass"));
+            return PyBytes::new(self.py, bytes)
+                .call_method1(intern!(self.py, "decode"), arguments);
+        }
+        let text =
+            std::str::from_utf8(bytes).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok(PyString::new(self.py, text).into_any())
+    }
+}
+
+/// An int from little-endian two's complement.
+fn long<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let arguments = PyDict::new(py);
+    arguments.set_item("signed", true)?;
+    py.get_type::<PyInt>().call_method(
+        "from_bytes",
+        (PyBytes::new(py, bytes), "little"),
+        Some(&arguments),
+    )
+}
