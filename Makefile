@@ -96,7 +96,7 @@ fuzz:
 deny:
 	cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny
 	cargo deny --locked check bans licenses sources
-	cargo deny --locked --manifest-path rust/fuzz/Cargo.toml check --allow unused-allowed-license licenses sources
+	cargo deny --locked --manifest-path rust/fuzz/Cargo.toml --config rust/fuzz/deny.toml check bans licenses sources
 
 # Hours, not minutes. Stop it with Ctrl-C; it goes on where it was. See docs/testing.md.
 campaign: $(BUILT)
