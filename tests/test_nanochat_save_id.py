@@ -164,6 +164,21 @@ def test_barrier_returns_when_the_step_is_whole_everywhere(tmp_path: Path, port:
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
+def test_rank_0_may_end_right_after_the_barrier(tmp_path: Path, port: int) -> None:
+    """The store goes with it, which the others must not need any more."""
+
+    def run(rank: int) -> None:
+        store = TCPStore("127.0.0.1", port, WORLD_SIZE, rank == 0)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
+        save(tmp_path, 1, rank)
+        fastckpt.barrier_commit(tmp_path, 1, timeout_secs=60)
+
+    children = [start(partial(run, rank)) for rank in range(WORLD_SIZE)]
+    outcomes = [child.outcome() for child in children]
+    assert all(outcome.ok for outcome in outcomes), "\n".join(map(str, outcomes))
+    assert fastckpt.find_last_good_step(tmp_path, world_size=WORLD_SIZE) == 1
+
+
 def test_barrier_names_the_rank_that_does_not_come(tmp_path: Path, port: int) -> None:
     def work(rank: int) -> None:
         if rank == 3:

@@ -16,6 +16,9 @@ from .save_id import current_save, default_store
 _Path = str | os.PathLike[str]
 
 _POLL_SECS = 0.05
+# How long rank 0 stays for the others to have seen that all are there. One that dies meanwhile has its
+# part on the disk already.
+_FAREWELL_SECS = 10.0
 
 
 def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 1800.0) -> None:
@@ -65,3 +68,10 @@ def _meet(store: Any, directory: str, step: int, timeout_secs: float) -> None:
             )
             raise IncompleteCheckpointError(message, path=directory)
         time.sleep(_POLL_SECS)
+    # Rank 0 mostly has the store in its own process: if it went on and ended now, the others could
+    # not see any more that all are there.
+    left = store.add(f"{prefix}/left", 1)
+    deadline = time.monotonic() + _FAREWELL_SECS
+    while rank == 0 and left < world_size and time.monotonic() < deadline:
+        time.sleep(_POLL_SECS)
+        left = store.add(f"{prefix}/left", 0)
