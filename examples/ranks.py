@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from fastckpt import (
     IncompleteCheckpointError,
@@ -76,7 +77,7 @@ def main() -> None:
     directory: Path = arguments.directory
     context = multiprocessing.get_context("spawn")
     # The store finds a free port, and the ranks find it there.
-    port = dist.TCPStore("127.0.0.1", 0, is_master=True).port
+    port = TCPStore("127.0.0.1", 0, is_master=True).port
     ranks = [
         context.Process(target=work, args=(rank, arguments.ranks, port + 1, directory))
         for rank in range(arguments.ranks)

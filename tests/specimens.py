@@ -257,6 +257,24 @@ def storage_bytes(storage: Any) -> bytes:
     return bytes(view.numpy().tobytes())
 
 
+def have_same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two strided tensors have the same elements, NaN and its payload included."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    copies = [
+        tensor.detach().clone(memory_format=torch.contiguous_format) for tensor in (one, other)
+    ]
+    return storage_bytes(copies[0].untyped_storage()) == storage_bytes(copies[1].untyped_storage())
+
+
+def _sparse_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+
+
 class _Comparison:
     def __init__(self) -> None:
         self._numbers: tuple[dict[int, int], dict[int, int]] = ({}, {})
@@ -290,14 +308,15 @@ class _Comparison:
             assert getattr(found, name) == getattr(expected, name), f"{where}: {name}"
         if expected.is_nested:
             for one, other in zip(found.unbind(), expected.unbind(), strict=True):
-                assert torch.equal(one, other), where
+                assert have_same_bits(one, other), where
             return
         assert found.shape == expected.shape, where
         assert found.is_conj() == expected.is_conj(), where
         assert found.is_neg() == expected.is_neg(), where
         self._compare_attributes(found, expected, where)
         if expected.layout is not torch.strided:
-            assert torch.equal(found.to_dense(), expected.to_dense()), where
+            for one, other in zip(_sparse_parts(found), _sparse_parts(expected), strict=True):
+                assert have_same_bits(one, other), where
         else:
             assert found.stride() == expected.stride(), where
             assert found.storage_offset() == expected.storage_offset(), where
