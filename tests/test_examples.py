@@ -24,7 +24,7 @@ def test_tutorial_makes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None
     first = example("tutorial", path)
     assert "no checkpoint at" in first
     assert "resumed to step 50" in first
-    assert "b'def __init__(self" in first
+    assert "def __init__(self" in first
     # Any reader of torch's files opens it.
     checkpoint = torch.load(path, weights_only=True)
     assert sorted(checkpoint) == ["gpt_cfg", "model_state", "step", "val_loss"]
