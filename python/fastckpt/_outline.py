@@ -1,7 +1,7 @@
 """What a .pt file holds, read without its tensors and without torch.
 
-An outline is the saved object itself, with a `TensorInfo` in the place of each tensor and an `Opaque` in
-the place of whatever else is not Python's own.
+An outline is the saved object itself, with a `TensorInfo` in the place of each tensor, a `StorageInfo` in
+the place of each bare storage, and an `Opaque` in the place of whatever else is not Python's own.
 """
 
 from __future__ import annotations
@@ -58,17 +58,21 @@ def read_outline(path: _Path, *, verify: bool = True) -> Outline:
 def name_tensors(root: Any) -> dict[str, TensorInfo]:
     """Return all tensors below an object of an outline; see `Outline.named_tensors`."""
     named: dict[str, TensorInfo] = {}
+    numbers: dict[str, int] = {}
     for keys, leaf in walk(root):
-        if not isinstance(leaf, TensorInfo):
-            continue
-        name = ".".join(keys) or "<root>"
-        if name in named:
-            number = 2
-            while f"{name}#{number}" in named:
-                number += 1
-            name = f"{name}#{number}"
-        named[name] = leaf
+        if isinstance(leaf, TensorInfo):
+            named[_free_name(".".join(keys) or "<root>", named, numbers)] = leaf
     return named
+
+
+def _free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) -> str:
+    """Return the name, with a number where it is taken; `numbers` are the last ones given."""
+    free = name
+    while free in taken:
+        # Each name goes on where it stopped: a file may have a million tensors of one name.
+        numbers[name] = numbers.get(name, 1) + 1
+        free = f"{name}#{numbers[name]}"
+    return free
 
 
 def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
