@@ -7,7 +7,7 @@ the place of each bare storage, and an `Opaque` in the place of whatever else is
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,11 +61,11 @@ def name_tensors(root: Any) -> dict[str, TensorInfo]:
     numbers: dict[str, int] = {}
     for keys, leaf in walk(root):
         if isinstance(leaf, TensorInfo):
-            named[_free_name(".".join(keys) or "<root>", named, numbers)] = leaf
+            named[free_name(".".join(keys) or "<root>", named, numbers)] = leaf
     return named
 
 
-def _free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) -> str:
+def free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) -> str:
     """Return the name, with a number where it is taken; `numbers` are the last ones given."""
     free = name
     while free in taken:
@@ -75,16 +75,22 @@ def _free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) 
     return free
 
 
-def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def walk(
+    root: Any, *, is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield everything that is no container, with the keys that lead to it, in the order saved.
 
     A container that stands in several places is looked into once: a file could nest them without end.
+
+    Args:
+        root: An object of an outline.
+        is_leaf: What else is yielded as it is, and not looked into.
     """
     seen: set[int] = set()
     stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
     while stack:
         keys, value = stack.pop()
-        if not isinstance(value, _CONTAINERS):
+        if not isinstance(value, _CONTAINERS) or (is_leaf is not None and is_leaf(value)):
             yield keys, value
             continue
         if id(value) in seen:
