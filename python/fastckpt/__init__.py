@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         load_optimizer_state,
         save_checkpoint,
     )
+    from .selection import ModelSelector
 
 __all__ = [
     "CheckpointError",
@@ -59,6 +60,7 @@ __all__ = [
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "ModelSelector",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -86,6 +88,7 @@ __all__ = [
 _MODULES = {
     "__version__": "_native",
     "FileContents": "_inspect_report",
+    "ModelSelector": "selection",
     **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect_runs"),
     "load": "_load",
     "repair": "_repair",

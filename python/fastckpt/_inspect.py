@@ -32,6 +32,8 @@ _KINDS = {
     "nested_tensor": "nested",
     "meta_tensor_no_storage": "meta",
 }
+# A list of more blocks than these is one module in the totals.
+_MODULES_MAX = 24
 _EXECUTING_HINT = (
     "only executing the pickle would show what it holds: torch.load(path, weights_only=False), "
     "and only if you trust who made it"
@@ -289,6 +291,8 @@ def _common_depth(names: list[Any]) -> int:
     most = min((len(parts) - 1 for parts in split), default=0)
     depth = 0
     while len(split) > 1 and depth < most and len({parts[depth] for parts in split}) == 1:
+        if len({parts[depth + 1] for parts in split}) > _MODULES_MAX:
+            break
         depth += 1
     return depth
 

@@ -25,6 +25,8 @@ _INT_BITS_MAX = 1024
 # Under which names training scripts keep them, in the order in which they are looked for.
 _STEP_NAMES = ("global_step", "step", "iteration", "iter_num", "iter")
 _EPOCH_NAMES = ("epoch", "current_epoch")
+# What was measured before, for each epoch: of no use among the values of this checkpoint.
+_HISTORY = "history"
 #: The dict of measured values in a checkpoint.
 METRICS = "metrics"
 # Numbers below keys that contain one of these are settings or positions, not what was measured.
@@ -40,7 +42,7 @@ _NOT_MEASURED = (
     "scheduler",
     "scaler",
     "rng",
-    "history",
+    _HISTORY,
     "version",
 )
 _SETTINGS = {"device_batch_size", "max_seq_len", "total_batch_size", "seed", "world_size"}
@@ -180,7 +182,7 @@ def _add_leaf(found: PlainValues, name: str, value: Any) -> bool:
 
 
 def _add_sequence(found: PlainValues, name: str, value: Any) -> bool:
-    if len(value) > _ITEMS_MAX:
+    if len(value) > _ITEMS_MAX or name.endswith(_HISTORY):
         found.omitted[name] = len(value)
         return True
     if all(isinstance(item, (bool, int, float, str, type(None))) for item in value):

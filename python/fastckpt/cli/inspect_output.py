@@ -19,6 +19,7 @@ from fastckpt.cli.tables import (
 
 # A configuration has more; --json has all.
 _VALUES_SHOWN = 60
+_MODULES_SHOWN = 40
 
 
 def sorted_tensors(contents: FileContents, sort: Sort | None) -> list[TensorRow]:
@@ -101,13 +102,15 @@ def _value_lines(contents: FileContents) -> list[str]:
 
 
 def _total_lines(contents: FileContents) -> list[str]:
-    rows = []
+    rows: list[Total] = []
+    hidden = 0
     for group in GROUPS:
         modules = contents.modules(group)
         rows += [total for total in contents.groups() if total.name == group]
         # Of a group with one part, the group says it all.
         if len(modules) > 1:
-            rows += [_indented(total) for total in modules]
+            rows += [_indented(total) for total in modules[:_MODULES_SHOWN]]
+            hidden += max(len(modules) - _MODULES_SHOWN, 0)
     if len(contents.groups()) > 1:
         rows.append(contents.total)
     shared = any(total.nbytes != total.storage_nbytes for total in rows)
@@ -122,7 +125,8 @@ def _total_lines(contents: FileContents) -> list[str]:
         )
         for total in rows
     ]
-    return format_table(cells, ("<", ">", ">", ">", ">"))
+    lines = format_table(cells, ("<", ">", ">", ">", ">"))
+    return [*lines, f"and {hidden:,} more parts (see --json)"] if hidden else lines
 
 
 def _indented(total: Total) -> Total:

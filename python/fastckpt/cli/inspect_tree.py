@@ -13,6 +13,8 @@ from fastckpt.cli.tables import format_shape, format_table
 _INDENT = "  "
 # No model nests deeper; a hostile name of a thousand dots does.
 _DEPTH_MAX = 24
+# Nor has one so many blocks; Python refuses to convert numbers of thousands of digits.
+_DIGITS_MAX = 18
 
 
 @dataclass
@@ -61,7 +63,7 @@ def _walk(node: _Node, depth: int, *, by_size: bool) -> Iterator[tuple[int, str,
     for names, child in _alike(children):
         name, last = _chain(names[0], child)
         if len(names) > 1:
-            name = f"{names[0]}-{names[-1]}{name.removeprefix(names[0])}"
+            name = _range(names) + name.removeprefix(names[0])
         alike = f"{len(names)} alike, {format_nbytes(child.nbytes)} each" if len(names) > 1 else ""
         described = _describe(last.row) if last.row is not None else ""
         yield (
@@ -72,6 +74,12 @@ def _walk(node: _Node, depth: int, *, by_size: bool) -> Iterator[tuple[int, str,
             "  ".join(filter(None, (described, alike))),
         )
         yield from _walk(last, depth + 1, by_size=by_size)
+
+
+def _range(names: list[str]) -> str:
+    numbers = [int(name[:_DIGITS_MAX]) for name in names]
+    is_gapless = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    return f"{names[0]}-{names[-1]}" if is_gapless else f"{names[0]}...{names[-1]}"
 
 
 def _chain(name: str, node: _Node) -> tuple[str, _Node]:
