@@ -49,6 +49,7 @@ def read_outline(path: _Path, *, verify: bool = True) -> Outline:
         OSError: The file cannot be read.
         FormatError: It is damaged, or not a .pt file.
         ChecksumError: data.pkl has changed since it was written.
+        UnsafePickleError: Its pickle has what the decoder does not know, or nests too deeply.
     """
     archive = Archive.open(path)
     graph = archive.decode(verify=verify)

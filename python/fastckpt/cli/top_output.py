@@ -27,8 +27,8 @@ def report_lines(
         value = "-" if each.metric is None else format_number(each.metric)
         epoch = [_text(each.epoch)] * has_epoch
         cells.append([str(place), value, _text(each.step), *epoch, printable(str(each.path))])
-    aligns: list[Align] = [">"] * (len(cells[0]) - 1) + ["<"]
-    for text in format_table(cells, aligns, "  "):
+    numbers: list[Align] = [">" for _ in cells[0][:-1]]
+    for text in format_table(cells, [*numbers, "<"], "  "):
         yield Line(text)
 
 
