@@ -207,6 +207,10 @@ def _row_of_opaque(name: str, group: Group, module: str, tensor: Opaque) -> Tens
     elif tensors:
         # Of a sparse tensor, the values; its indices stand before them.
         dtype = tensors[-1].dtype
+    elif _kind(tensor) == "meta":
+        # Its first argument is the dtype.
+        names = [part.name for part in parts if isinstance(part, Opaque)]
+        dtype = names[0].removeprefix("torch.") if names else None
     keys = dict.fromkeys([part.key for part in tensors] + [part.key for part in storages])
     return TensorRow(name, group, module, _kind(tensor), dtype, shape, nbytes, tuple(keys))
 
