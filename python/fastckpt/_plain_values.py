@@ -151,7 +151,8 @@ def read_plain_values(root: Any) -> PlainValues:
         name, value = stack.pop()
         if _add_leaf(found, name, value):
             continue
-        if id(value) in seen or is_state_dict(value):
+        # Metrics on which nobody called .item() are a dict of tensors too.
+        if id(value) in seen or (is_state_dict(value) and name != METRICS):
             continue
         seen.add(id(value))
         stack.extend(reversed(list(_parts(name, value))))
