@@ -148,11 +148,11 @@ class ModelSelector:
         """
         if mode not in {"min", "max"}:
             raise ValueError(f"mode must be 'min' or 'max', and is {mode!r}")
-        ranked = _without_copies_of_best(
-            _read_all(list(_list_checkpoints(checkpoints)), metric_name)
-        )
+        paths = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
+        names = [os.fsdecode(path) for path in paths]
+        ranked = _without_copies_of_best(_read_all(list(_list_checkpoints(names)), metric_name))
         if not ranked:
-            raise FileNotFoundError(f"no checkpoint in {_describe(checkpoints)}")
+            raise FileNotFoundError(f"no checkpoint in {', '.join(names) or 'an empty list'}")
         if all(checkpoint.metric is None for checkpoint in ranked):
             available = sorted({name for each in ranked for name in each.metrics})
             raise UnknownMetricError(metric_name, available, len(ranked))
@@ -194,19 +194,13 @@ def _rank(checkpoint: RankedCheckpoint, sign: int) -> tuple[int, float, bool, in
     return 0, sign * metric, *step
 
 
-def _describe(checkpoints: _Path | Iterable[_Path]) -> str:
-    return os.fsdecode(checkpoints) if isinstance(checkpoints, (str, os.PathLike)) else "the list"
-
-
 # Which checkpoints there are.
 
 
-def _list_checkpoints(checkpoints: _Path | Iterable[_Path]) -> Iterator[str]:
+def _list_checkpoints(paths: list[str]) -> Iterator[str]:
     """Yield the files, each on the disk once."""
-    paths = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else checkpoints
     seen: set[tuple[int, int]] = set()
-    for each in paths:
-        path = os.fsdecode(each)
+    for path in paths:
         status = os.stat(path)
         if not stat.S_ISDIR(status.st_mode):
             if (status.st_dev, status.st_ino) not in seen:

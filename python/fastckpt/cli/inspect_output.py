@@ -91,7 +91,8 @@ def _note(row: TensorRow) -> str:
 def _value_lines(contents: FileContents) -> list[str]:
     cells = [(printable(name), format_value(value)) for name, value in contents.values.items()]
     cells += [
-        (printable(name), f"({count:,} items or bytes)") for name, count in contents.omitted.items()
+        (printable(name), f"(not shown, of length {count:,})")
+        for name, count in contents.omitted.items()
     ]
     lines = format_table(cells[:_VALUES_SHOWN], ("<", "<"))
     if len(cells) > _VALUES_SHOWN:
