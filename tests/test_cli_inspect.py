@@ -302,6 +302,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def write_run() -> None:
+    """Make a run of three steps."""
     for step, bpb in ((500, 1.25), (1000, 1.125), (1500, 1.0625)):
         meta = {
             "step": step,
@@ -362,13 +363,27 @@ def test_several_runs_torn_steps_and_leftovers(capsys: pytest.CaptureFixture[str
     assert lines[6].startswith("  1500  TORN ")
     assert lines[7].startswith("  step 1500: ./d4/optim_001500_rank0.pt is missing: ")
     assert lines[8].startswith("  removing all older than step 1000 would free ")
-    assert lines[-1].endswith("2.5  checkpoint_epoch0001_step00000200.pt = best_model.pt")
+    assert lines[-1].endswith("      2.5  = best_model.pt")
     assert captured.err.splitlines() == [
         "hint: `fastckpt verify .` says what is wrong, byte by byte",
         (
             "note: 1 temporary file of saves, running or interrupted (`fastckpt gc`): "
             "./d4/.fastckpt-1-1.tmp"
         ),
+    ]
+
+
+def test_files_are_named_where_their_names_say_more_than_the_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    torch.save(checkpoint(val_loss=2.5), "checkpoint_epoch0001_step00000200.pt")
+    assert "file" not in output(capsys, ".")
+    torch.save(checkpoint(300, val_loss=2.5), "mine.ckpt")
+    lines = output(capsys, ".").splitlines()
+    assert lines[1].split()[-2:] == ["val_loss", "file"]
+    assert [line.split()[-1] for line in lines[2:4]] == [
+        "checkpoint_epoch0001_step00000200.pt",
+        "mine.ckpt",
     ]
 
 

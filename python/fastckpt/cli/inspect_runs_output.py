@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from fastckpt._inspect_names import BEST_NAME, name_of_file
 from fastckpt._inspect_runs import CheckpointRow, DirectoryContents, RunContents, State
 from fastckpt._survey import parse_name
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
@@ -28,7 +29,7 @@ _STATES = {
 }
 _INDENT = "  "
 # Metrics that are looked for first, by parts of their names.
-_WANTED = ("val", "core", "eval", "test", "bpb", "loss", "acc", "ppl", "time", "flops", "lr")
+_WANTED = ("val", "core", "eval", "test", "bpb", "time", "flops", "loss", "acc", "ppl", "lr")
 # A problem that is longer is in --json.
 _PROBLEM_CHARS = 300
 
@@ -72,11 +73,16 @@ def _run_lines(run: RunContents) -> Iterator[Line]:
 
 
 def _label(row: CheckpointRow) -> str:
-    return f"step {row.step}" if _is_step(row) else printable(row.name)
+    return f"step {row.step}" if _is_plainly_named(row) else printable(row.name)
+
+
+def _is_plainly_named(row: CheckpointRow) -> bool:
+    """Whether the names of its files say no more than step and epoch."""
+    return _is_step(row) or name_of_file(row.name) is not None
 
 
 def _is_step(row: CheckpointRow) -> bool:
-    """Whether its files have nanochat's names, which say no more than the step."""
+    """Whether its files have nanochat's names, or the hidden ones of files that were replaced."""
     return parse_name(row.files[0]) is not None or row.files[0].startswith(".")
 
 
@@ -103,18 +109,16 @@ def _columns(rows: Sequence[CheckpointRow], metrics: Sequence[str]) -> list[_Col
     columns += [
         _Column(printable(short[name]), ">", partial(_metric, name=name)) for name in metrics
     ]
-    if not all(map(_is_step, rows)):
-        columns.append(_Column("file", "<", _file))
+    if not all(map(_is_plainly_named, rows)):
+        columns.append(_Column("file", "<", lambda row: printable(row.name)))
+    if any(row.is_best for row in rows):
+        columns.append(_Column("", "<", lambda row: f"= {BEST_NAME}" if row.is_best else ""))
     return columns
 
 
 def _cells(rows: Sequence[CheckpointRow], columns: Sequence[_Column]) -> list[list[str]]:
     head = [column.head for column in columns]
     return [head, *([column.cell(row) for column in columns] for row in rows)]
-
-
-def _file(row: CheckpointRow) -> str:
-    return printable(row.name) + (" = best_model.pt" if row.is_best else "")
 
 
 def _number(value: int | None) -> str:
