@@ -27,6 +27,8 @@ from .errors import (
 
 if TYPE_CHECKING:
     from ._gc import GcReport, collect_garbage
+    from ._inspect_report import FileContents
+    from ._inspect_runs import DirectoryContents, inspect
     from ._load import load
     from ._native import __version__
     from ._repair import repair
@@ -45,16 +47,20 @@ if TYPE_CHECKING:
         load_optimizer_state,
         save_checkpoint,
     )
+    from .selection import ModelSelector
 
 __all__ = [
     "CheckpointError",
     "ChecksumError",
     "CommitUnknownError",
+    "DirectoryContents",
+    "FileContents",
     "FileReport",
     "FormatError",
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "ModelSelector",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -66,6 +72,7 @@ __all__ = [
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
+    "inspect",
     "load",
     "load_checkpoint",
     "load_model",
@@ -80,6 +87,9 @@ __all__ = [
 # Where each name that is imported on first use lives.
 _MODULES = {
     "__version__": "_native",
+    "FileContents": "_inspect_report",
+    "ModelSelector": "selection",
+    **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect_runs"),
     "load": "_load",
     "repair": "_repair",
     "RepairReport": "_repair_report",

@@ -148,6 +148,7 @@ class Graph:
     def outline(self) -> Any:
         """Build the object without torch: TensorInfo for each tensor, Opaque for what is not Python's own.
 
+        A storage that is no tensor's, or that of a tensor which only torch can build, is a StorageInfo.
         Containers may contain themselves, and one object may stand in many places.
         """
     def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:

@@ -1,13 +1,13 @@
 """What a .pt file holds, read without its tensors and without torch.
 
-An outline is the saved object itself, with a `TensorInfo` in the place of each tensor and an `Opaque` in
-the place of whatever else is not Python's own.
+An outline is the saved object itself, with a `TensorInfo` in the place of each tensor, a `StorageInfo` in
+the place of each bare storage, and an `Opaque` in the place of whatever else is not Python's own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,7 @@ def read_outline(path: _Path, *, verify: bool = True) -> Outline:
         OSError: The file cannot be read.
         FormatError: It is damaged, or not a .pt file.
         ChecksumError: data.pkl has changed since it was written.
+        UnsafePickleError: Its pickle has what the decoder does not know, or nests too deeply.
     """
     archive = Archive.open(path)
     graph = archive.decode(verify=verify)
@@ -58,29 +59,39 @@ def read_outline(path: _Path, *, verify: bool = True) -> Outline:
 def name_tensors(root: Any) -> dict[str, TensorInfo]:
     """Return all tensors below an object of an outline; see `Outline.named_tensors`."""
     named: dict[str, TensorInfo] = {}
+    numbers: dict[str, int] = {}
     for keys, leaf in walk(root):
-        if not isinstance(leaf, TensorInfo):
-            continue
-        name = ".".join(keys) or "<root>"
-        if name in named:
-            number = 2
-            while f"{name}#{number}" in named:
-                number += 1
-            name = f"{name}#{number}"
-        named[name] = leaf
+        if isinstance(leaf, TensorInfo):
+            named[free_name(".".join(keys) or "<root>", named, numbers)] = leaf
     return named
 
 
-def walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) -> str:
+    """Return the name, with a number where it is taken; `numbers` are the last ones given."""
+    free = name
+    while free in taken:
+        # Each name goes on where it stopped: a file may have a million tensors of one name.
+        numbers[name] = numbers.get(name, 1) + 1
+        free = f"{name}#{numbers[name]}"
+    return free
+
+
+def walk(
+    root: Any, *, is_leaf: Callable[[Any], bool] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield everything that is no container, with the keys that lead to it, in the order saved.
 
     A container that stands in several places is looked into once: a file could nest them without end.
+
+    Args:
+        root: An object of an outline.
+        is_leaf: What else is yielded as it is, and not looked into.
     """
     seen: set[int] = set()
     stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
     while stack:
         keys, value = stack.pop()
-        if not isinstance(value, _CONTAINERS):
+        if not isinstance(value, _CONTAINERS) or (is_leaf is not None and is_leaf(value)):
             yield keys, value
             continue
         if id(value) in seen:

@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from fastckpt.cli import exit_codes, gc, repair, verify
+from fastckpt.cli import exit_codes, gc, inspect, repair, top, verify
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -47,6 +47,8 @@ def fastckpt(
 
 
 app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
+app.command(name="inspect", epilog=inspect.EPILOG)(inspect.inspect)
+app.command(name="top", epilog=top.EPILOG)(top.top)
 app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 

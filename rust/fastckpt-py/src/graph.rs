@@ -75,7 +75,7 @@ impl PyGraph {
 
 /// One storage that data.pkl asks for.
 #[pyclass(frozen, name = "StorageInfo", module = "fastckpt._native")]
-pub(crate) struct PyStorageInfo(StorageRef);
+pub(crate) struct PyStorageInfo(pub(crate) StorageRef);
 
 #[pymethods]
 impl PyStorageInfo {

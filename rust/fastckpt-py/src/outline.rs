@@ -5,10 +5,11 @@ use fastckpt_format::pickle::{Graph, Node, NodeId, Tensor};
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
 
+use crate::graph::PyStorageInfo;
 use crate::objects::Objects;
 
-/// Builds the object that the graph describes, with a `TensorInfo` for each tensor and an `Opaque`
-/// for each other object that is not Python's own.
+/// Builds the object that the graph describes, with a `TensorInfo` for each tensor, a `StorageInfo` for each
+/// bare storage, and an `Opaque` for each other object that is not Python's own.
 pub(crate) fn outline<'py>(py: Python<'py>, graph: &Graph) -> PyResult<Bound<'py, PyAny>> {
     let mut objects = Objects::new(py, graph)?;
     for &id in graph.reachable() {
@@ -72,7 +73,10 @@ fn describe<'py>(objects: &Objects<'py, '_>, node: &Node) -> PyResult<Bound<'py,
             let index = index.map_or_else(String::new, |index| format!(":{index}"));
             opaque(py, &format!("{kind}{index}"))?
         }
-        Node::Storage(_) => opaque(py, "torch.UntypedStorage")?,
+        Node::Storage(id) => match graph.storages().get(id.index()) {
+            Some(storage) => Bound::new(py, PyStorageInfo(storage.clone()))?.into_any(),
+            None => opaque(py, "torch.UntypedStorage")?,
+        },
         Node::Global(global) => opaque(py, &global.path())?,
         Node::Counter(_) => opaque(py, "collections.Counter")?,
         Node::Call { callable, .. } => opaque(py, &name_of(graph, *callable))?,

@@ -1,0 +1,325 @@
+"""Choose among checkpoints by what they say of themselves, without reading their tensors."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ._inspect import decode_meta_values, read_source
+from ._inspect_names import BEST_NAME, name_of_file
+from ._native import Archive, TensorInfo
+from ._opening import Kind, open_source
+from ._plain_values import PlainValues, read_plain_values
+from ._step_saves import read_save
+from ._survey import StepName, walk_directories
+from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["ModelSelector", "RankedCheckpoint", "UnknownMetricError"]
+
+_Path = str | os.PathLike[str]
+Mode = Literal["min", "max"]
+
+# A metric that was saved as a tensor has a few bytes; a view of a large storage is not read for it.
+_SCALAR_STORAGE_NBYTES_MAX = 4096
+# How torch's dtypes lie in a file; all of them little-endian.
+_FORMATS = {
+    "float16": "<e",
+    "float32": "<f",
+    "float64": "<d",
+    "int8": "<b",
+    "uint8": "<B",
+    "int16": "<h",
+    "int32": "<i",
+    "int64": "<q",
+}
+_THREADS = 8
+# Enough to see which names there are.
+_NAMES_SHOWN = 20
+
+
+class UnknownMetricError(ValueError):
+    """No checkpoint has the metric.
+
+    Attributes:
+        metric_name: The metric.
+        available: The metrics that there are, sorted.
+    """
+
+    def __init__(self, metric_name: str, available: list[str], count: int) -> None:
+        self.metric_name = metric_name
+        self.available = available
+        shown = ", ".join(map(repr, available[:_NAMES_SHOWN]))
+        hidden = len(available) - _NAMES_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
+        there = f"they have {shown}{more}" if available else "they have none at all"
+        super().__init__(f"none of {count} checkpoints has the metric {metric_name!r}; {there}")
+
+
+@dataclass(frozen=True)
+class RankedCheckpoint:
+    """A checkpoint and what it says of itself.
+
+    Attributes:
+        path: Its file; for a step of nanochat's, that of the model.
+        metric: The metric; None where it has none, and a NaN where it is one.
+        step: Its step, None if it does not say.
+        epoch: Its epoch, None if it does not say.
+        metrics: All numbers that it says were measured.
+        problem: Why it could not be read, None if it could.
+    """
+
+    path: Path
+    metric: int | float | None
+    step: int | None
+    epoch: int | None
+    metrics: Mapping[str, int | float] = field(default_factory=dict)
+    problem: str | None = None
+
+
+class ModelSelector:
+    """Rank checkpoints by a metric, and average the best of them."""
+
+    @staticmethod
+    def select_top_k_by_metric(
+        checkpoints: _Path | Iterable[_Path], metric_name: str, mode: Mode = "min", k: int = 5
+    ) -> list[Path]:
+        """Return the k checkpoints with the best metric, the best first.
+
+        Reads the metrics of each, not its tensors. Those whose metric is NaN come after all
+        others, and those that have none after these; among equals the lower step comes first, then the
+        order given. A checkpoint that cannot be read is left out, with a warning that says why.
+
+        The metric of a file is looked for in its dict `metrics`, then under its own name at the top,
+        then anywhere by a dotted path or the last part of one; a tensor of one element counts. That
+        of a model of nanochat's is looked for in the meta of its step.
+
+        Args:
+            checkpoints: Files, directories of checkpoints or directories above such; one or several.
+                `best_model.pt`, a second name of a checkpoint, is not counted twice.
+            metric_name: The metric, e.g. "val_loss".
+            mode: "min" where lower is better, "max" where higher is.
+            k: How many at most.
+
+        Returns:
+            Their paths; of a step of nanochat's, that of its model. `rank_by_metric` has the
+            metrics too.
+
+        Raises:
+            UnknownMetricError: (a ValueError) None of them has the metric; names what there is.
+            ValueError: `mode` or `k` is none.
+            FileNotFoundError: A path is not there, or there is no checkpoint at all.
+            OSError: A directory cannot be listed.
+
+        Example:
+            >>> for step, loss in ((1, 2.5), (2, 2.25), (3, 2.75)):
+            ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"run/{step}.pt")
+            >>> best = fastckpt.ModelSelector.select_top_k_by_metric("run", "val_loss", "min", 2)
+            >>> [path.name for path in best]
+            ['2.pt', '1.pt']
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, and is {k}")
+        ranked = ModelSelector.rank_by_metric(checkpoints, metric_name, mode)
+        for checkpoint in ranked:
+            if checkpoint.problem is not None:
+                warnings.warn(f"left out: {checkpoint.problem}", stacklevel=2)
+        return [each.path for each in ranked if each.problem is None][:k]
+
+    @staticmethod
+    def rank_by_metric(
+        checkpoints: _Path | Iterable[_Path], metric_name: str, mode: Mode = "min"
+    ) -> list[RankedCheckpoint]:
+        """Return all checkpoints with their metrics, the best first, those that cannot be read last.
+
+        For the rest see `select_top_k_by_metric`.
+        """
+        if mode not in {"min", "max"}:
+            raise ValueError(f"mode must be 'min' or 'max', and is {mode!r}")
+        paths = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
+        names = [os.fsdecode(path) for path in paths]
+        ranked = _without_copies_of_best(_read_all(list(_list_checkpoints(names)), metric_name))
+        if not ranked:
+            raise FileNotFoundError(f"no checkpoint in {', '.join(names) or 'an empty list'}")
+        if all(checkpoint.metric is None for checkpoint in ranked):
+            available = sorted({name for each in ranked for name in each.metrics})
+            raise UnknownMetricError(metric_name, available, len(ranked))
+        sign = 1 if mode == "min" else -1
+        return sorted(ranked, key=lambda checkpoint: _rank(checkpoint, sign))
+
+    @staticmethod
+    def average_checkpoints(
+        checkpoints: Iterable[_Path],
+        model: torch.nn.Module | None = None,
+        *,
+        weights: Iterable[float] | None = None,
+    ) -> dict[str, Any]:
+        """Return the average of the models in some checkpoints; see `fastckpt.average_checkpoints`.
+
+        Args:
+            checkpoints: Files, e.g. those that `select_top_k_by_metric` returned.
+            model: Takes the average, if there is one.
+            weights: Of each checkpoint; all the same without.
+
+        Returns:
+            The averaged state dict, on the CPU.
+        """
+        # Torch comes with it.
+        average = import_module("._average", __package__).average_checkpoints
+        averaged: dict[str, Any] = average(checkpoints, model, weights=weights)
+        return averaged
+
+
+def _rank(checkpoint: RankedCheckpoint, sign: int) -> tuple[int, float, bool, int]:
+    metric = checkpoint.metric
+    step = (checkpoint.step is None, checkpoint.step or 0)
+    if checkpoint.problem is not None:
+        return 3, 0, *step
+    if metric is None:
+        return 2, 0, *step
+    if math.isnan(metric):
+        return 1, 0, *step
+    return 0, sign * metric, *step
+
+
+# Which checkpoints there are.
+
+
+def _list_checkpoints(paths: list[str]) -> Iterator[str]:
+    """Yield the files, each on the disk once."""
+    seen: set[tuple[int, int]] = set()
+    for path in paths:
+        status = os.stat(path)
+        if not stat.S_ISDIR(status.st_mode):
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                yield path
+            continue
+        for found in _list_directory(path):
+            try:
+                status = os.stat(found)
+            except FileNotFoundError:
+                # Rotated away since.
+                continue
+            if (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
+                yield found
+
+
+def _list_directory(path: str) -> Iterator[str]:
+    for found in walk_directories(path, set()):
+        if isinstance(found, OSError):
+            raise found
+        if found is None:
+            continue
+        for step in found.steps:
+            if step.model is not None:
+                yield os.path.join(found.path, step.model)
+        # A second name is passed over if the first came before.
+        for name in sorted(found.others, key=lambda name: (name == BEST_NAME, name)):
+            named = name_of_file(name)
+            if named is None or named.role == "managed":
+                yield os.path.join(found.path, name)
+
+
+def _without_copies_of_best(ranked: list[RankedCheckpoint]) -> list[RankedCheckpoint]:
+    """Leave out each `best_model.pt` that is a copy: where there are no hard links."""
+    known = {
+        (each.path.parent, each.epoch, each.step, each.metric)
+        for each in ranked
+        if each.path.name != BEST_NAME and each.step is not None
+    }
+    return [
+        each
+        for each in ranked
+        if each.path.name != BEST_NAME
+        or (each.path.parent, each.epoch, each.step, each.metric) not in known
+    ]
+
+
+# What they say.
+
+
+def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
+    """Read them all, several at a time: each is a few small reads that wait for the disk."""
+    with ThreadPoolExecutor(_THREADS) as executor:
+        return list(executor.map(partial(_read, metric_name=metric_name), paths))
+
+
+def _read(path: str, metric_name: str) -> RankedCheckpoint:
+    try:
+        named = name_of_file(path)
+        if named is not None and named.role == "model":
+            directory = os.path.dirname(path) or "."
+            if os.path.exists(os.path.join(directory, str(StepName("meta", named.step)))):
+                return _read_step(directory, named.step, metric_name)
+        return _read_file(path, metric_name)
+    except (CheckpointError, OSError) as error:
+        return RankedCheckpoint(Path(path), None, None, None, problem=str(error))
+
+
+def _read_step(directory: str, step: int, metric_name: str) -> RankedCheckpoint:
+    """Read the meta of a step, of the save that its model is of."""
+    save = read_save(directory, step, optimizer=False)
+    plain = decode_meta_values(save.meta_bytes, save.meta)
+    return _ranked(save.model.path, step, plain, _metric_of(plain, metric_name, None))
+
+
+def _read_file(path: str, metric_name: str) -> RankedCheckpoint:
+    named = name_of_file(path)
+    with open_source(path) as source:
+        if source.kind is Kind.SAFETENSORS:
+            return _ranked(path, None if named is None else named.step, PlainValues(), None)
+        outline = read_source(source)
+    plain = read_plain_values(outline.root)
+    step = plain.step
+    if step is None and named is not None:
+        step = named.step
+    return _ranked(path, step, plain, _metric_of(plain, metric_name, outline.archive))
+
+
+def _ranked(
+    path: str, step: int | None, plain: PlainValues, metric: float | None
+) -> RankedCheckpoint:
+    return RankedCheckpoint(Path(path), metric, step, plain.epoch, plain.metrics())
+
+
+def _metric_of(plain: PlainValues, metric_name: str, archive: Archive | None) -> int | float | None:
+    name = plain.find_name(metric_name)
+    if name is None:
+        return None
+    value = plain.values.get(name)
+    if isinstance(value, (int, float)):
+        return value
+    tensor = plain.scalar_tensors.get(name)
+    return None if tensor is None or archive is None else _read_scalar(archive, tensor)
+
+
+def _read_scalar(archive: Archive, tensor: TensorInfo) -> int | float | None:
+    """Read a tensor of one element; None where that would be more than a few bytes, or is no number."""
+    if tensor.storage_nbytes > _SCALAR_STORAGE_NBYTES_MAX:
+        return None
+    data = archive.read_record(f"data/{tensor.key}")
+    begin = tensor.storage_offset * tensor.itemsize
+    piece = data[begin : begin + tensor.itemsize]
+    if tensor.dtype == "bfloat16":
+        # The upper half of a float32.
+        piece, layout = b"\0\0" + piece, "<f"
+    else:
+        layout = _FORMATS.get(tensor.dtype, "")
+    if not layout or len(piece) != struct.calcsize(layout):
+        return None
+    number: int | float = struct.unpack(layout, piece)[0]
+    return number
