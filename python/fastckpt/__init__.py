@@ -45,9 +45,12 @@ if TYPE_CHECKING:
         load_optimizer_state,
         save_checkpoint,
     )
+    from .training import CheckpointConfig, CheckpointManager, resume_training
 
 __all__ = [
+    "CheckpointConfig",
     "CheckpointError",
+    "CheckpointManager",
     "ChecksumError",
     "CommitUnknownError",
     "FileReport",
@@ -72,6 +75,7 @@ __all__ = [
     "load_model_from_dir",
     "load_optimizer_state",
     "repair",
+    "resume_training",
     "save",
     "save_checkpoint",
     "verify",
@@ -101,6 +105,7 @@ _MODULES = {
         ),
         "nanochat",
     ),
+    **dict.fromkeys(("CheckpointConfig", "CheckpointManager", "resume_training"), "training"),
 }
 
 
