@@ -133,6 +133,10 @@ class CheckpointDirectory:
             return signature, _read_entry(path, name, status)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if "while" not in str(error.strerror):  # errors of the core say so themselves
+                error.strerror = f"{error.strerror}, while looking at the checkpoint"
+            raise
 
 
 def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) -> Entry | None:

@@ -1,0 +1,95 @@
+"""Rotation never loses the last good checkpoint or the best one: see `manager_everywhere`."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from tests.faults import manager_everywhere
+from tests.faults.damage import fast_directory
+from tests.faults.harness import Tally
+from tests.faults.manager_everywhere import failures, kills, stages
+from tests.faults.requirements import need_program
+from tests.faults.shim.manager_scenes import (
+    ManagerReadScene,
+    ManagerScene,
+    manager_save_scenes,
+)
+
+_WRONG = "tests.faults.shim.wrong_managers"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_at_any_change_loses_neither_the_last_good_nor_the_best() -> None:
+    need_program("gcc")
+    scenes = manager_save_scenes()
+    with fast_directory() as directory:
+        cases = [(stage, plan) for stage in stages(scenes, directory) for plan in kills(stage)]
+        tally = manager_everywhere.try_all(cases, Tally())
+    print(len(cases), tally)
+    assert tally.failures == []
+    for scene in scenes:
+        assert tally.outcomes[f"{scene.name}: killed, {scene.before}"] > 5
+        assert tally.outcomes[f"{scene.name}: killed, new"] > 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_error_of_any_operation_loses_neither_the_last_good_nor_the_best() -> None:
+    need_program("gcc")
+    scenes = [*manager_save_scenes(), ManagerReadScene("load", best=False)]
+    scenes.append(ManagerReadScene("load_best", best=True))
+    with fast_directory() as directory:
+        cases = [
+            (stage, plan)
+            for stage in stages(scenes, directory)
+            for plan in failures(stage, [errno.EIO])
+        ]
+        tally = manager_everywhere.try_all(cases, Tally())
+    print(len(cases), tally)
+    assert tally.failures == []
+    outcomes = {outcome.split(": ", 1)[1] for outcome in tally.outcomes}
+    assert outcomes == {
+        *("raised, old", "raised, none", "raised, new", "done, new"),
+        *("raised, read", "done, read"),
+    }
+
+
+@pytest.mark.timeout(120)
+def test_a_few_kills_and_errors_of_a_new_best() -> None:
+    need_program("gcc")
+    with fast_directory() as directory:
+        (stage,) = stages([ManagerScene("a new best", 40, 0.5)], directory)
+        every = [*kills(stage), *failures(stage, [errno.EIO])]
+        tally = manager_everywhere.try_all([(stage, plan) for plan in every[::9]], Tally())
+    print(tally)
+    assert tally.failures == []
+    assert tally.cases > 20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        ("delete_first", "loaded"),
+        ("best_in_place", "best_model.pt"),
+        ("best_by_unlink", "best_model.pt is gone"),
+        ("forget_the_best", "AssertionError"),
+    ],
+)
+def test_a_wrong_manager_is_caught(work: str, words: str) -> None:
+    need_program("gcc")
+    scene = ManagerScene("wrong", 40, 0.5 if "best_" in work else 4.0, work=f"{_WRONG}:{work}")
+    if work == "forget_the_best":
+        # Wrong even where nothing is cut short.
+        with fast_directory() as directory, pytest.raises(AssertionError):
+            stages([scene], directory)
+        return
+    with fast_directory() as directory:
+        (stage,) = stages([scene], directory)
+        cases = [(stage, plan) for plan in kills(stage)]
+        tally = manager_everywhere.try_all(cases, Tally())
+    print(tally.failures)
+    assert any(words in failure for failure in tally.failures), tally
