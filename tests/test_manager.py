@@ -244,7 +244,9 @@ def test_what_torch_load_would_refuse_is_refused_before_anything_is_written(
 def test_what_only_this_process_allows_is_refused_too(tmp_path: Path) -> None:
     with (
         torch.serialization.safe_globals([Weights]),
-        pytest.raises(TypeError, match="extra_state: tests.manager_runs.Weights would be refused"),
+        pytest.raises(
+            TypeError, match=r"extra_state: tests\.manager_runs\.Weights would be refused"
+        ),
     ):
         manager_of(tmp_path).save(0, 1, {"val_loss": 1}, extra_state=Weights())
 
@@ -429,7 +431,7 @@ def test_where_no_checkpoint_is_good_load_says_so(tmp_path: Path) -> None:
     save_all(manager_of(tmp_path), {10: 1.0, 20: 2.0})
     for path in tmp_path.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(fastckpt.FormatError, match="none of the 3 checkpoints in .* is good"):
+    with pytest.raises(fastckpt.FormatError, match=r"none of the 3 checkpoints in .* is good"):
         manager_of(tmp_path).load()
 
 

@@ -101,8 +101,8 @@ class CheckpointDirectory:
         return os.path.join(self.path, str(name))
 
     def best(self, metric: str | None, mode: Literal["min", "max"]) -> Entry | None:
-        """Return the best checkpoint; of equals the earliest, `best_model.pt` only if it is alone."""
-        candidates = [*self.entries, *([self.best_model] if self.best_model else [])]
+        """Return the best checkpoint: of equals the one that has the name already, then the earliest."""
+        candidates = [*([self.best_model] if self.best_model else []), *self.entries]
         best: Entry | None = None
         for entry in candidates if metric is not None else ():
             value = entry.metrics.get(metric or "")
