@@ -6,6 +6,8 @@
 Both write what they saw of the k last steps to DIR, number for number.
 """
 
+# mypy: untyped-calls-exclude=torch
+
 from __future__ import annotations
 
 import itertools
@@ -67,7 +69,10 @@ class Combination(NamedTuple):
 def combinations() -> list[Combination]:
     """Return all kinds; manager.load and resume_training take turns."""
     rest = itertools.product(_SCHEDULERS, _OPTIMIZERS, (False, True))
-    return [Combination(*one, manager=number % 3 > 0) for number, one in enumerate(rest)]
+    return [
+        Combination(scheduler, optimizer, scaler, number % 3 > 0)
+        for number, (scheduler, optimizer, scaler) in enumerate(rest)
+    ]
 
 
 class TrainingRun:
@@ -79,7 +84,7 @@ class TrainingRun:
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - the legacy generator is what many scripts use
         torch.manual_seed(seed)
-        self.generators = {
+        self.generators: dict[str, Any] = {
             "order": np.random.default_rng(seed),
             "augment": random.Random(seed),
             "loader": torch.Generator().manual_seed(seed),
@@ -142,7 +147,7 @@ class TrainingRun:
         return {
             "step": step,
             "rows": rows,
-            "loss": loss.item().hex(),
+            "loss": float(loss).hex(),
             "lrs": [group["lr"].hex() for group in self.optimizer.param_groups],
             "groups": [_plain(group) for group in self.optimizer.param_groups],
             "scale": self.scaler.get_scale(),

@@ -29,8 +29,6 @@ from tests.manager_runs import (
 )
 
 import fastckpt
-from fastckpt.training import best as best_module
-from fastckpt.training import contents as contents_module
 from fastckpt.training import manager as manager_module
 from fastckpt.training import rotation
 
@@ -119,8 +117,8 @@ def test_without_hard_links_the_best_is_a_reflink_or_else_a_copy(
         return 0
 
     if mode != "hard link":
-        monkeypatch.setattr(best_module.os, "link", no_link)
-        monkeypatch.setattr(best_module.fcntl, "ioctl", clone)
+        monkeypatch.setattr("fastckpt.training.best.os.link", no_link)
+        monkeypatch.setattr("fastckpt.training.best.fcntl.ioctl", clone)
     manager = manager_of(tmp_path, save_total_limit=1)
     save_all(manager, {1: 2.0, 2: 1.0, 3: 1.5})
     best = tmp_path / "best_model.pt"
@@ -449,14 +447,14 @@ def test_an_error_of_the_disk_is_raised_and_not_got_around(
 ) -> None:
     manager = manager_of(tmp_path)
     save_all(manager, {10: 1.0, 20: 2.0})
-    real = contents_module.load
+    real = fastckpt.load
 
     def failing(path: str, **options: Any) -> Any:
         if "00000020" in path:
             raise OSError(errno.EIO, "Input/output error", path)
         return real(path, **options)
 
-    monkeypatch.setattr(contents_module, "load", failing)
+    monkeypatch.setattr("fastckpt.training.contents.load", failing)
     with pytest.raises(OSError) as caught:
         manager.load()
     assert caught.value.errno == errno.EIO

@@ -15,7 +15,6 @@ from tests.manager_runs import manager_of, save_all, steps_in
 
 import fastckpt
 from fastckpt import CheckpointConfig
-from fastckpt.training import triggers
 
 
 def test_the_defaults() -> None:
@@ -144,7 +143,7 @@ def test_every_so_many_steps(tmp_path: Path) -> None:
 
 def test_every_so_many_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(triggers.time, "monotonic", lambda: now)
+    monkeypatch.setattr("fastckpt.training.triggers.time.monotonic", lambda: now)
     manager = manager_of(tmp_path, save_every_secs=60)
     assert not manager.should_save(1)
     now += 59.9

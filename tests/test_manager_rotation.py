@@ -67,7 +67,7 @@ def test_what_cannot_be_deleted_is_warned_of_and_tried_again(
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
         real(path)
 
-    monkeypatch.setattr(rotation.os, "unlink", refused)
+    monkeypatch.setattr("fastckpt.training.rotation.os.unlink", refused)
     assert manager.save(0, 20, {}) == tmp_path / name(20)
     assert messages(caplog) == [
         (
@@ -97,7 +97,7 @@ def test_files_of_other_ranks_go_after_their_checkpoint(
     for step, loss in {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}.items():
         for rank in (1, 2):
             fastckpt.save({}, tmp_path / name(step, 0, rank))
-        monkeypatch.setattr(rotation.os, "unlink", watched)
+        monkeypatch.setattr("fastckpt.training.rotation.os.unlink", watched)
         save_all(manager, {step: loss})
         monkeypatch.undo()
     # 10 is the best.

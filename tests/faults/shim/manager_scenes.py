@@ -19,8 +19,9 @@ _MODULE = "tests.faults.shim.manager_scenes"
 _RUN = "run"
 _BEST = "best_model.pt"
 _TEMP = re.compile(r"\.fastckpt-\d+-\d+\.tmp")
-# A chunk of 2 MiB and a bit: a save has several writes.
-_NUMEL = 530_000
+# One chunk, so that the operations have the same order each time: which writes of an archive fail or kill
+# is what `crash_everywhere` and `errors_everywhere` try.
+_NUMEL = 1_000
 _EPOCH = 1
 _LIMIT = 2
 # Steps that are there, with their metric: 10 is the best, the others are the newest.
@@ -57,7 +58,11 @@ def save(directory: Path, step: int, metric: float, number: int) -> Act:
     """Save a step; the manager was made before."""
     model = Weights(number)
     manager = manager_of(directory, model)
-    return lambda: manager.save(_EPOCH, step, {"val_loss": metric}) and None
+
+    def act() -> None:
+        manager.save(_EPOCH, step, {"val_loss": metric})
+
+    return act
 
 
 def load(directory: Path, number: int, *, best: bool) -> Act:

@@ -16,13 +16,12 @@ from fastckpt.training import rotation
 
 
 def delete_first(directory: Path, step: int, metric: float, number: int) -> Act:
-    """Make room before the new checkpoint is there: all that is not the best."""
-    run = directory / "run"
+    """Make room for a step that is saved again before the new checkpoint is there."""
+    save = manager_scenes.save(directory, step, metric, number)
 
     def act() -> None:
-        for name in (manager_scenes.name_of(20), manager_scenes.name_of(30)):
-            os.unlink(run / name)
-        manager_scenes.save(directory, step, metric, number)()
+        os.unlink(directory / "run" / manager_scenes.name_of(step))
+        save()
 
     return act
 
@@ -58,17 +57,15 @@ def best_by_unlink(directory: Path, step: int, metric: float, number: int) -> Ac
 
 
 def forget_the_best(directory: Path, step: int, metric: float, number: int) -> Act:
-    """Keep the newest alone, and give the name of the best to whatever is there."""
-    act = manager_scenes.save(directory, step, metric, number)
+    """Keep the newest alone."""
+    save = manager_scenes.save(directory, step, metric, number)
+    real = rotation.expendable
 
-    def forgetful() -> None:
-        real = rotation.expendable
-        with mock.patch.object(
-            rotation,
-            "expendable",
-            lambda names, config, *, protected: real(names, config, protected=[max(protected)]),
-        ):
-            act()
-        os.unlink(directory / "run" / "best_model.pt")
+    def forgetful(names: Any, config: Any, *, protected: Any) -> Any:
+        return real(names, config, protected=[max(protected)])
 
-    return forgetful
+    def act() -> None:
+        with mock.patch.object(rotation, "expendable", forgetful):
+            save()
+
+    return act
