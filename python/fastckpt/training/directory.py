@@ -150,7 +150,8 @@ def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) 
         if name is not None and found != name:
             raise FormatError(f"{path} holds what belongs into {found}", path=path)
     except CheckpointError as error:
-        logger.warning("Passed over, and left where it is: %s", error)
+        # best_model.pt is only a name: the next save gives it to the best that is whole.
+        logger.warning("Passed over%s: %s", ", and left where it is" if name else "", error)
         return None
     metrics = root.get("metrics")
     return Entry(
