@@ -69,19 +69,18 @@ def test_the_runs_depend_on_everything_that_is_restored(runs: Path) -> None:
         assert name == "ReduceLROnPlateau" or len({one["lrs"][0] for one in seen}) > 1, name
 
 
-@pytest.mark.parametrize("combination", combinations()[::7], ids=str)
-def test_every_file_loads_with_plain_torch_load(combination: Combination, runs: Path) -> None:
-    files = sorted((runs / str(combination)).glob("*.pt"))
-    assert [path.name for path in files] == [
-        "best_model.pt",
-        f"checkpoint_epoch0003_step{STEPS:08d}.pt",
-    ]
-    script = "import sys, torch\nfor path in sys.argv[1:]: torch.load(path, weights_only=True)\n"
+def test_every_file_loads_with_plain_torch_load(runs: Path) -> None:
+    files = sorted(runs.glob("*/*.pt"))
+    assert len(files) == 2 * len(combinations())
+    script = (
+        "import sys, torch\n"
+        "for path in sys.argv[1:]:\n"
+        "    contents = torch.load(path, weights_only=True)\n"
+        "    assert len(contents) == 15, contents.keys()\n"
+        "    assert contents['model_config'] == {'features': 8}\n"
+        "    assert contents['config']['metric_name'] == 'loss'\n"
+    )
     subprocess.run([sys.executable, "-c", script, *map(str, files)], check=True, timeout=60)
-    contents = torch.load(files[1], weights_only=True)
-    assert len(contents) == 15
-    assert contents["model_config"] == {"features": 8}
-    assert contents["config"]["metric_name"] == "loss"
 
 
 class HalfPrecision(torch.optim.Optimizer):

@@ -8,17 +8,42 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.faults.crash_everywhere import CHANGES
 from tests.faults.harness import Tally
-from tests.faults.shim.manager_scenes import ManagerReadScene
+from tests.faults.shim.manager_scenes import (
+    ManagerReadScene,
+    manager_read_scenes,
+    manager_save_scenes,
+)
 from tests.faults.shim.scenes import Scene
 from tests.faults.shim.shim import INTERRUPTIBLE, Plan
 from tests.faults.shim.stage import Play, Stage
 from tests.faults.shim.zygote import shared
+
+_ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def run(seed: int, cases: int, directory: Path) -> Tally:
+    """Try cases that are drawn from all that there are."""
+    generator = random.Random(seed)
+    tally = Tally()
+    while tally.cases < cases:
+        with tempfile.TemporaryDirectory(dir=directory) as own:
+            scenes = [*manager_save_scenes(), *manager_read_scenes()]
+            drawn = [
+                (stage, plan)
+                for stage in stages(scenes, Path(own))
+                for plan in (*kills(stage), *failures(stage, _ERRNOS))
+            ]
+            generator.shuffle(drawn)
+            try_all(drawn[: cases - tally.cases], tally)
+    return tally
 
 
 def stages(scenes: Sequence[Scene], directory: Path) -> list[Stage]:

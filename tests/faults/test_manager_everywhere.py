@@ -11,9 +11,10 @@ from tests.faults.harness import Tally
 from tests.faults.manager_everywhere import failures, kills, stages
 from tests.faults.requirements import need_program
 from tests.faults.shim.manager_scenes import (
-    ManagerReadScene,
     ManagerScene,
+    manager_read_scenes,
     manager_save_scenes,
+    name_of,
 )
 
 _WRONG = "tests.faults.shim.wrong_managers"
@@ -38,8 +39,7 @@ def test_a_kill_at_any_change_loses_neither_the_last_good_nor_the_best() -> None
 @pytest.mark.timeout(900)
 def test_an_error_of_any_operation_loses_neither_the_last_good_nor_the_best() -> None:
     need_program("gcc")
-    scenes = [*manager_save_scenes(), ManagerReadScene("load", best=False)]
-    scenes.append(ManagerReadScene("load_best", best=True))
+    scenes = [*manager_save_scenes(), *manager_read_scenes()]
     with fast_directory() as directory:
         cases = [
             (stage, plan)
@@ -54,6 +54,32 @@ def test_an_error_of_any_operation_loses_neither_the_last_good_nor_the_best() ->
         *("raised, old", "raised, none", "raised, new", "done, new"),
         *("raised, read", "done, read"),
     }
+
+
+def test_the_order_is_proof_name_name_of_the_best_deletion() -> None:
+    need_program("gcc")
+    with fast_directory() as directory:
+        (stage,) = stages([ManagerScene("a new best", 40, 0.5)], directory)
+    steps = [(one.kind, one.name.removeprefix("run/")) for one in stage.operations]
+    names = [name for kind, name in steps if kind == "create"]
+    assert len(names) == 1, names
+    temporary = names[0].removeprefix("run/")
+    new, best = name_of(40), "best_model.pt"
+    expected = [
+        ("write", temporary),
+        ("fsync", temporary),
+        ("open", temporary),
+        ("rename", new),
+        ("fsync of a directory", "run"),
+        ("link", None),
+        ("rename", best),
+        ("fsync of a directory", "run"),
+        ("unlink", name_of(10)),
+        ("unlink", name_of(20)),
+    ]
+    found = iter(steps)
+    for kind, name in expected:
+        assert any(one[0] == kind and name in (None, one[1]) for one in found), (kind, name, steps)
 
 
 @pytest.mark.timeout(120)

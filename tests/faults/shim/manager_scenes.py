@@ -255,3 +255,8 @@ def manager_save_scenes() -> list[ManagerScene]:
         ManagerScene("a step again, better", 30, 0.5),
         ManagerScene("not the best, with ranks", 40, 4.0, ranks=True),
     ]
+
+
+def manager_read_scenes() -> list[ManagerReadScene]:
+    """Return every way in which a manager reads."""
+    return [ManagerReadScene("load", best=False), ManagerReadScene("load_best", best=True)]
