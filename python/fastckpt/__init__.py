@@ -48,9 +48,12 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from .selection import ModelSelector
+    from .training import CheckpointConfig, CheckpointManager, resume_training
 
 __all__ = [
+    "CheckpointConfig",
     "CheckpointError",
+    "CheckpointManager",
     "ChecksumError",
     "CommitUnknownError",
     "DirectoryContents",
@@ -79,6 +82,7 @@ __all__ = [
     "load_model_from_dir",
     "load_optimizer_state",
     "repair",
+    "resume_training",
     "save",
     "save_checkpoint",
     "verify",
@@ -111,6 +115,7 @@ _MODULES = {
         ),
         "nanochat",
     ),
+    **dict.fromkeys(("CheckpointConfig", "CheckpointManager", "resume_training"), "training"),
 }
 
 

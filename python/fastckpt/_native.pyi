@@ -322,6 +322,11 @@ class Commit:
         False also where `path` is a symbolic link out of its directory. Without hard links the file
         is renamed to `kept`, and back if nothing is published.
         """
+    def temporary_path(self, path: _Path) -> str:
+        """Where the file written for `path` lies until it is published, to be read back before.
+
+        Raises ValueError where none waits for this path.
+        """
     def publish(self, paths: Sequence[_Path]) -> None:
         """Rename to `paths` in this order, then fsync the directories; what was kept is durable before."""
     def sync_directory(self, directory: _Path) -> None:

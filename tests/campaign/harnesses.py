@@ -113,6 +113,7 @@ HARNESSES: list[Harness] = [
     Harness("random-kills", _of_module(f"{_FAULTS}.random_kills"), 300, 10_000),
     Harness("crashes-everywhere", _of_module(f"{_FAULTS}.crash_everywhere"), 300, 10_000),
     Harness("errors-everywhere", _of_module(f"{_FAULTS}.errors_everywhere"), 500, 20_000),
+    Harness("managers-everywhere", _of_module(f"{_FAULTS}.manager_everywhere"), 500, 10_000),
     Harness("short-writes", _of_module(f"{_FAULTS}.short_writes"), 200, 5_000),
     Harness("fsync-errors", _of_module(f"{_FAULTS}.fsync_errors"), 60, 1_000),
     Harness("read-errors", _of_module(f"{_FAULTS}.read_errors"), 60, 1_000),

@@ -131,6 +131,23 @@ fn the_order_is_write_fsync_rename_fsync_of_the_directory() {
 }
 
 #[test]
+fn a_file_can_be_read_back_before_anybody_else_sees_it() {
+    let scratch = Scratch::new();
+    let path = scratch.path("model.pt");
+    let mut commit = Commit::new(Arc::new(RealFiles), true);
+    assert_eq!(commit.temporary_path(&path), None);
+    commit
+        .write_bytes(&path, b"the new one", &mut Unobserved)
+        .unwrap();
+    let temporary = commit.temporary_path(&path).unwrap();
+    assert_eq!(std::fs::read(&temporary).unwrap(), b"the new one");
+    assert!(!path.exists());
+    commit.publish(&[&path], &mut Unobserved).unwrap();
+    assert_eq!(commit.temporary_path(&path), None);
+    assert!(path.exists() && !temporary.exists());
+}
+
+#[test]
 fn a_new_file_obeys_the_umask_and_a_replaced_one_keeps_its_mode() {
     let scratch = Scratch::new();
     let (other, path) = (scratch.path("other"), scratch.path("model.pt"));

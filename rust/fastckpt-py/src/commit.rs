@@ -143,6 +143,20 @@ impl PyCommit {
         })
     }
 
+    #[allow(
+        clippy::needless_pass_by_value,
+        reason = "what PyO3 extracts from a path-like is owned"
+    )]
+    fn temporary_path(&mut self, path: PathBuf) -> PyResult<OsString> {
+        match self.open()?.temporary_path(&path) {
+            Some(temporary) => Ok(temporary.into_os_string()),
+            None => Err(PyValueError::new_err(format!(
+                "no file is waiting to be published as {}",
+                path.display()
+            ))),
+        }
+    }
+
     fn publish(&mut self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<()> {
         let commit = self.open()?;
         detached(py, None, &Raised::default(), |observer| {

@@ -191,6 +191,14 @@ impl Commit {
         }
     }
 
+    /// Where the file written for `path` lies until it is published: to be read back before anybody
+    /// else sees it. `None` where no file waits for this path.
+    #[must_use]
+    pub fn temporary_path(&self, path: &Path) -> Option<PathBuf> {
+        let pending = self.pending.iter().find(|pending| pending.path == path)?;
+        Some(pending.destination.directory_path.join(&pending.temp.name))
+    }
+
     /// Removes what dead processes left where this file goes, once for each directory.
     fn sweep(&mut self, destination: &Destination) {
         if self.swept.contains(&destination.directory_path) {

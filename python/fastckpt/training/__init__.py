@@ -1,0 +1,12 @@
+"""What a training script needs around its checkpoints: when to save, what to keep, how to go on.
+
+`CheckpointManager` writes one file for each save, an ordinary .pt that plain ``torch.load`` opens, and
+decides which older ones may go. `resume_training` puts everything back.
+"""
+
+from .config import CheckpointConfig
+from .manager import CheckpointManager
+from .preemption import Preemption
+from .restoring import Resumed, resume_training
+
+__all__ = ["CheckpointConfig", "CheckpointManager", "Preemption", "Resumed", "resume_training"]

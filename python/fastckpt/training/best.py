@@ -1,0 +1,137 @@
+"""`best_model.pt`: a second name of the best checkpoint, given without writing its bytes again."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import secrets
+from contextlib import suppress
+from typing import Any
+
+from fastckpt._native import Commit
+
+from .log import logger
+from .naming import BEST
+
+# linux/fs.h: _IOW(0x94, 9, int)
+_FICLONE = 0x40049409
+# What file systems without hard links answer, and those that have given a file as many as they can.
+_NO_LINKS = frozenset(
+    {
+        errno.EPERM,
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+        errno.ENOSYS,
+        errno.EMLINK,
+        errno.EXDEV,
+        errno.EINVAL,
+    }
+)
+# What answers where there are no reflinks: other file systems, other kernels.
+_NO_REFLINKS = frozenset(
+    {
+        errno.EOPNOTSUPP,
+        errno.ENOTSUP,
+        errno.ENOTTY,
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.EXDEV,
+        errno.EPERM,
+        errno.EBADF,
+    }
+)
+_PIECE_NBYTES = 1 << 30
+
+
+def name_best(checkpoint: str) -> None:
+    """Make `best_model.pt` another name of a checkpoint beside it, atomically and durably.
+
+    On return the name is on the disk. A crash before that leaves what `best_model.pt` was, and at
+    most a hidden temporary name, which a later save removes. Where the file system has no hard
+    links, the bytes are shared by a reflink, and where it has none either, copied by the kernel.
+
+    Args:
+        checkpoint: The file; it is durable already.
+
+    Raises:
+        OSError: It could not be done; `best_model.pt` is what it was, unless the last step, the
+            fsync of the directory, has failed.
+    """
+    directory = os.path.dirname(checkpoint)
+    best = os.path.join(directory, BEST)
+    source = _call("opening the file", checkpoint, os.open, checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        temporary = _second_name(source, checkpoint, directory)
+        try:
+            _call("renaming the temporary name", best, os.rename, temporary, best)
+        finally:
+            # Gone if it was renamed; still there where both names were of one file already.
+            with suppress(OSError):
+                os.unlink(temporary)
+    finally:
+        # Nothing was written to it, so nothing is lost with what close may say.
+        with suppress(OSError):
+            os.close(source)
+    with Commit() as commit:
+        commit.sync_directory(directory)
+
+
+def _second_name(source: int, checkpoint: str, directory: str) -> str:
+    """Give the file a temporary name that those who collect temporary files leave alone."""
+    # A lock says that it belongs to somebody who lives; see `Commit`.
+    with suppress(OSError):
+        fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    temporary = os.path.join(directory, f".fastckpt-{os.getpid()}-{secrets.randbelow(10**15)}.tmp")
+    try:
+        os.link(checkpoint, temporary)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise _described(error, "giving the file a second name", checkpoint) from None
+        try:
+            _copy(source, temporary)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+    return temporary
+
+
+def _copy(source: int, temporary: str) -> None:
+    mode = os.fstat(source).st_mode & 0o777
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    copy = _call("creating the copy", temporary, os.open, temporary, flags, mode)
+    try:
+        with suppress(OSError):
+            fcntl.flock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.ioctl(copy, _FICLONE, source)
+        except OSError as error:
+            if error.errno not in _NO_REFLINKS:
+                raise _described(error, "sharing the bytes", temporary) from None
+            logger.info("%s is a copy: no hard links and no reflinks here", BEST)
+            _call("copying the bytes", temporary, _copy_bytes, source, copy)
+        _call("flushing the copy to disk (fsync)", temporary, os.fsync, copy)
+    finally:
+        os.close(copy)
+
+
+def _copy_bytes(source: int, copy: int) -> None:
+    # In the kernel, a gigabyte at a time.
+    offset = 0
+    while count := os.sendfile(copy, source, offset, _PIECE_NBYTES):
+        offset += count
+
+
+def _call(doing: str, path: str, function: Any, *args: Any) -> Any:
+    try:
+        return function(*args)
+    except OSError as error:
+        raise _described(error, doing, path) from None
+
+
+def _described(error: OSError, doing: str, path: str) -> OSError:
+    error.strerror = f"{error.strerror}, while {doing}"
+    error.filename = path
+    error.filename2 = None
+    return error

@@ -1,0 +1,180 @@
+"""What the directory of a manager holds, from the files alone. No tensor is read for it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastckpt._outline import read_outline
+from fastckpt.errors import CheckpointError, FormatError
+
+from .contents import check_is_managers
+from .log import logger
+from .metrics import is_better
+from .naming import BEST, CheckpointName, parse_name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A checkpoint whose structure is whole.
+
+    Attributes:
+        path: The file.
+        name: What a checkpoint of its step and epoch is called; `best_model.pt` has one too.
+        metrics: Its own.
+        timestamp: When it was saved.
+    """
+
+    path: str
+    name: CheckpointName
+    metrics: dict[str, float]
+    timestamp: str
+
+    def is_same_save(self, other: Entry) -> bool:
+        """Whether two files are one, or copies of one."""
+        return (self.name, self.timestamp) == (other.name, other.timestamp)
+
+
+# What tells whether a file was replaced since it was read.
+_Signature = tuple[int, int, int, int]
+
+
+class CheckpointDirectory:
+    """The checkpoints of one directory.
+
+    Attributes:
+        path: The directory; it need not be there.
+        entries: Whole checkpoints, oldest step first.
+        best_model: What `best_model.pt` is.
+        rank_files: File names of other ranks, by the name of their checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.entries: list[Entry] = []
+        self.best_model: Entry | None = None
+        self.rank_files: dict[CheckpointName, list[str]] = {}
+        # None for what is no whole checkpoint: it is warned of once.
+        self._read: dict[str, tuple[_Signature, Entry | None]] = {}
+
+    def refresh(self) -> None:
+        """Look again; only what has changed is read.
+
+        Raises:
+            OSError: The directory cannot be listed, or a file in it cannot be read.
+        """
+        self.rank_files = {}
+        found: dict[str, tuple[_Signature, Entry | None]] = {}
+        for file_name in self._list():
+            name = parse_name(file_name)
+            if name is not None and name.rank:
+                own = CheckpointName(name.step, name.epoch)
+                self.rank_files.setdefault(own, []).append(file_name)
+            elif name is not None or file_name == BEST:
+                read = self._look_at(file_name, name)
+                if read is not None:
+                    found[file_name] = read
+        self._read = found
+        whole = [entry for _, entry in found.values() if entry is not None]
+        best_path = os.path.join(self.path, BEST)
+        self.best_model = next((entry for entry in whole if entry.path == best_path), None)
+        self.entries = sorted(
+            (entry for entry in whole if entry.path != best_path), key=lambda entry: entry.name
+        )
+
+    def add(self, name: CheckpointName, metrics: dict[str, float], timestamp: str) -> None:
+        """Add a checkpoint that has just been saved, without looking again."""
+        others = [entry for entry in self.entries if entry.name != name]
+        new = Entry(self.path_of(name), name, metrics, timestamp)
+        self.entries = sorted([*others, new], key=lambda entry: entry.name)
+
+    def checkpoint_names(self) -> list[CheckpointName]:
+        """List the checkpoints by their file names, damaged ones among them, newest first."""
+        names = filter(None, map(parse_name, self._list()))
+        return sorted((name for name in names if not name.rank), reverse=True)
+
+    def path_of(self, name: CheckpointName) -> str:
+        """Return the path of a checkpoint."""
+        return os.path.join(self.path, str(name))
+
+    def best(self, metric: str | None, mode: Literal["min", "max"]) -> Entry | None:
+        """Return the best checkpoint: of equals the one that has the name already, then the earliest."""
+        candidates = [*([self.best_model] if self.best_model else []), *self.entries]
+        best: Entry | None = None
+        for entry in candidates if metric is not None else ():
+            value = entry.metrics.get(metric or "")
+            if is_better(value, None if best is None else best.metrics[metric or ""], mode):
+                best = entry
+        return best
+
+    def _list(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self.path or "."))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            error.strerror = f"{error.strerror}, while listing the directory"
+            raise
+
+    def _look_at(
+        self, file_name: str, name: CheckpointName | None
+    ) -> tuple[_Signature, Entry | None] | None:
+        """Return what a file is; None if it is gone."""
+        path = os.path.join(self.path, file_name)
+        try:
+            status = os.stat(path)
+            signature = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            known = self._read.get(file_name)
+            if known is not None and known[0] == signature:
+                return known
+            return signature, _read_entry(path, name, status)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if "while" not in str(error.strerror):  # errors of the core say so themselves
+                error.strerror = f"{error.strerror}, while looking at the checkpoint"
+            raise
+
+
+def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) -> Entry | None:
+    """Read what a checkpoint says of itself; warn, and return None, where it is damaged."""
+    try:
+        if not stat.S_ISREG(status.st_mode):
+            raise FormatError(f"{path} is not a regular file", path=path)
+        root = read_outline(path).root
+        check_is_managers(root, path)
+        found = CheckpointName(root["global_step"], root["epoch"])
+        if name is not None and found != name:
+            raise FormatError(f"{path} holds what belongs into {found}", path=path)
+    except CheckpointError as error:
+        # best_model.pt is only a name: the next save gives it to the best that is whole.
+        logger.warning("Passed over%s: %s", ", and left where it is" if name else "", error)
+        return None
+    metrics = root.get("metrics")
+    return Entry(
+        path=path,
+        name=found,
+        metrics=_floats(metrics if isinstance(metrics, dict) else {}),
+        timestamp=str(root.get("timestamp")),
+    )
+
+
+def _floats(metrics: dict[Any, Any]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if type(value) is float}
+
+
+def read_history(entries: Iterable[Entry]) -> list[dict[str, Any]]:
+    """Return the history of metrics that the newest of these checkpoints holds."""
+    newest = max(entries, key=lambda entry: entry.name, default=None)
+    if newest is None:
+        return []
+    history = read_outline(newest.path).root.get("metrics_history")
+    return plain_history(history)
+
+
+def plain_history(history: Any) -> list[dict[str, Any]]:
+    """Return the entries of a history that was read, a new list."""
+    return [dict(one) for one in history or () if isinstance(one, dict)]

@@ -1,0 +1,5 @@
+"""The log of the training toolkit."""
+
+import logging
+
+logger = logging.getLogger("fastckpt.training")

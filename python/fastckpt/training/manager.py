@@ -1,0 +1,488 @@
+"""`CheckpointManager`: save, keep the right ones, find them again, go on."""
+
+from __future__ import annotations
+
+import errno
+import operator
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fastckpt import _native, _save
+from fastckpt._pickling import Pickled, pickle_object
+from fastckpt.errors import CheckpointError, FormatError
+from fastckpt.nanochat.save_id import SaveIdentity, begin_save
+
+from . import rotation
+from .best import name_best
+from .config import CheckpointConfig
+from .contents import Parts, check_contents, read_contents
+from .directory import CheckpointDirectory, Entry, plain_history, read_history
+from .log import logger
+from .metrics import is_better, metric_of, plain_metrics
+from .naming import BEST, CheckpointName
+from .preemption import Preemption
+from .ranks import any_rank, rank_and_world_size
+from .restoring import Resumed, restore
+from .rng import Generator, capture_rng, check_generators
+from .triggers import Triggers
+
+_Path = str | os.PathLike[str]
+
+
+class CheckpointManager:
+    """Saves the whole state of a training run, keeps the checkpoints that matter, and resumes.
+
+    A new manager on a directory with checkpoints takes up its history, its best and its rotation from
+    the files, of which it reads no tensors. Damaged files are warned of, passed over and left alone.
+
+    With torch.distributed, make it on every rank and call its methods on every rank, with the same
+    arguments: rank 0 writes the checkpoint, and each other rank its RNG states beside it. There is no
+    waiting for other ranks in a save. One manager at a time may save to a directory.
+
+    Args:
+        config: What to save, when, and what to keep; copied.
+        model: Anything with state_dict and load_state_dict, as all the others.
+        optimizer: None for none.
+        scheduler: The learning rate scheduler; None for none.
+        scaler: A torch.amp.GradScaler; None for none.
+        ema: A moving average of the weights; None for none.
+        generators: Random number generators beside the global ones (of Python, numpy and torch), by
+            names of your choice: random.Random, numpy.random.Generator, torch.Generator.
+
+    Raises:
+        OSError: The directory, or a file in it, cannot be read.
+        TypeError: One of `generators` is none.
+
+    Example:
+        >>> import fastckpt, torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
+        >>> config = fastckpt.CheckpointConfig("/tmp/example-run", save_total_limit=3)
+        >>> manager = fastckpt.CheckpointManager(config, model, optimizer, scheduler)
+        >>> manager.save(epoch=1, step=100, metrics={"val_loss": 2.5}).name
+        'checkpoint_epoch0001_step00000100.pt'
+        >>> manager.load()["global_step"]
+        100
+    """
+
+    def __init__(
+        self,
+        config: CheckpointConfig,
+        model: Any,
+        optimizer: Any,
+        scheduler: Any,
+        scaler: Any = None,
+        *,
+        ema: Any = None,
+        generators: Mapping[str, Generator] | None = None,
+    ) -> None:
+        # A copy, which is checked once more: fields may have been set since.
+        self.config = replace(config)
+        self._parts = Parts(model, optimizer, scheduler, scaler, ema, check_generators(generators))
+        self._directory = CheckpointDirectory(self.config.directory)
+        self._directory.refresh()
+        best = self._best_entry()
+        self._best_metric = None if best is None else best.metrics[self.config.metric_name or ""]
+        self._history = read_history(self._directory.entries)
+        self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
+        self._preemption: Preemption | None = None
+
+    @property
+    def best_metric(self) -> float | None:
+        """The best value of `metric_name` so far; None if there is none yet."""
+        return self._best_metric
+
+    @property
+    def metrics_history(self) -> list[dict[str, Any]]:
+        """The metrics of every `save`, with "epoch" and "step" in front; a copy."""
+        return plain_history(self._history)
+
+    def should_save(self, step: int, metrics: Mapping[str, Any] | None = None) -> bool:
+        """Say whether to save after this step, by the policies of the configuration.
+
+        Yes if any of `save_every_steps`, `save_every_secs`, `save_when` and `cycle_steps` asks for it, or
+        if a signal has been caught by `preemption`. Without any policy: yes, whenever asked; with
+        `save_best_only` and no policy: if the metric is there and better than all before. Asked twice
+        for the same step and metrics, it answers the same. Nothing is written.
+
+        With several ranks, and `save_every_secs` or within `preemption`, this is a collective, since only
+        together they know: every rank has to ask after every step.
+
+        Args:
+            step: Optimizer steps that are done.
+            metrics: What is known now; those of `save_when` may be missing.
+
+        Raises:
+            TypeError, ValueError: As for `save`.
+        """
+        step = _number("step", step)
+        values = plain_metrics(metrics)
+        due = self._triggers.due(step, values)
+        if not self._triggers.is_any_set:
+            due = not self.config.save_best_only or self._improves(values)
+        if self._triggers.need_agreement:
+            due = any_rank(due)
+        return self._is_preempted() or due
+
+    def save(
+        self,
+        epoch: int,
+        step: int,
+        metrics: Mapping[str, Any],
+        model_config: Any = None,
+        extra_state: Any = None,
+    ) -> Path | None:
+        """Save a checkpoint, then delete those that the configuration does not keep.
+
+        On return the checkpoint is on the disk under its name, `best_model.pt` is a second name of the
+        best one, and older checkpoints are deleted. With `verify_before_delete`, whatever is deleted
+        or replaced goes only after the new file was read back from the disk and every byte
+        compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
+        one. A checkpoint that cannot be deleted is warned of; training goes on.
+
+        Args:
+            epoch: The epoch, 0 or more.
+            step: Optimizer steps that are done, over all epochs; 0 or more.
+            metrics: Real numbers by name: ints, floats, tensors of no dimension, numpy scalars. They are
+                saved as floats. `metric_name` has to be among them, NaN where there is no value yet; in
+                the save that `preemption` asks for it may be missing.
+            model_config: What the model is made with, as plain values.
+            extra_state: What else has to be saved, as plain values and tensors: the place in the data, say.
+
+        Returns:
+            The checkpoint; None where `save_best_only` is set and this is not the best (the metrics go
+            into the history nonetheless). On all ranks the same.
+
+        Raises:
+            KeyError, ValueError: `metrics` lacks `metric_name` (one exception that is both). ValueError
+                also for a negative epoch or step.
+            TypeError: A metric is no real number, or plain ``torch.load(weights_only=True)`` would
+                refuse something: the message names the key. Nothing has been written then.
+            ChecksumError: The disk does not return what was written. The file was not published, and
+                nothing older was touched.
+            OSError: Writing failed; nothing older was touched.
+            CommitUnknownError: The last fsync failed: the new file is there, but may not survive a
+                power cut. Nothing was deleted.
+        """
+        name = CheckpointName(_number("step", step), _number("epoch", epoch))
+        values = plain_metrics(metrics)
+        preempted = self._preemption is not None and self._preemption.requested
+        self._check_metric(values, is_needed=not preempted)
+        improves = self._improves(values)
+        history = self._history_with(name, values)
+        if self.config.save_best_only and not improves and not preempted:
+            self._history = history
+            return None
+        rank, world_size = rank_and_world_size()
+        identity = begin_save(
+            self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
+        )
+        best = self._metric(values) if improves else self._best_metric
+        if rank == 0:
+            contents = {
+                "epoch": name.epoch,
+                "global_step": name.step,
+                **self._capture(world_size),
+                "best_metric": best,
+                "metrics": values,
+                "metrics_history": history,
+                "config": self.config.to_dict(),
+                "timestamp": datetime.now(timezone.utc).isoformat(),
+                "model_config": model_config,
+                "extra_state": extra_state,
+            }
+            self._save_checkpoint(name, contents, identity, improves=improves)
+        elif self.config.save_rng_state:
+            self._save_rng(replace(name, rank=rank), identity, world_size)
+        # From here on the checkpoint is there, whatever becomes of the rest.
+        self._history, self._best_metric = history, best
+        self._triggers.saved()
+        if preempted and self._preemption is not None:
+            self._preemption.is_saved = True
+        if rank == 0:
+            self._tidy(name)
+        return Path(self._directory.path_of(name))
+
+    def load(
+        self,
+        checkpoint_path: _Path | None = None,
+        load_optimizer: bool = True,
+        load_rng_state: bool = True,
+    ) -> Resumed:
+        """Restore a checkpoint: the newest by step, or the one that is named.
+
+        Of the newest, damaged ones are passed over, with a warning for each, down to the newest good
+        one. A checkpoint is read and checked as a whole before anything is changed. The history goes on
+        from the checkpoint; the best stays what the files say.
+
+        Args:
+            checkpoint_path: A checkpoint; None for the newest good one in the directory.
+            load_optimizer: Whether to restore optimizer, scheduler and scaler.
+            load_rng_state: Whether to restore the random number generators.
+
+        Returns:
+            What `resume_training` returns: epoch, global_step, best_metric, metrics, metrics_history and
+            extra_state, and as attributes what was restored and what not.
+
+        Raises:
+            FileNotFoundError: There is no checkpoint.
+            CheckpointError: The one that is named is damaged, or all are.
+            OSError: A file cannot be read. There is no falling back then: a disk that answers with
+                errors is not a damaged checkpoint.
+            RuntimeError, ValueError, KeyError: A state does not fit its object.
+        """
+        if checkpoint_path is None:
+            path, contents = self._read_newest()
+        else:
+            path = os.fsdecode(checkpoint_path)
+            contents = read_contents(path)
+        resumed = restore(
+            contents,
+            path,
+            self._parts,
+            load_optimizer=load_optimizer,
+            load_rng_state=load_rng_state,
+        )
+        self._history = plain_history(resumed["metrics_history"])
+        self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
+        return resumed
+
+    def load_best(self, load_optimizer: bool = True, load_rng_state: bool = True) -> Resumed:
+        """Restore the best checkpoint; for arguments, results and errors see `load`.
+
+        Raises:
+            FileNotFoundError: No checkpoint has the metric.
+        """
+        best = self.get_best_checkpoint()
+        if best is None:
+            raise FileNotFoundError(
+                errno.ENOENT,
+                f"no checkpoint with a {self.config.metric_name!r} that is a number",
+                self.config.directory,
+            )
+        return self.load(best, load_optimizer, load_rng_state)
+
+    def get_latest_checkpoint(self) -> Path | None:
+        """Return the newest checkpoint by step whose structure is whole; None if there is none.
+
+        Raises:
+            OSError: The directory, or a file in it, cannot be read.
+        """
+        self._directory.refresh()
+        entries = self._directory.entries
+        return Path(entries[-1].path) if entries else None
+
+    def get_best_checkpoint(self) -> Path | None:
+        """Return the best checkpoint by `metric_name`; None if there is none.
+
+        That is `best_model.pt`, unless a crash came between a save and giving it that name: then it is
+        the checkpoint itself.
+
+        Raises:
+            OSError: The directory, or a file in it, cannot be read.
+        """
+        self._directory.refresh()
+        best, named = self._best_entry(), self._directory.best_model
+        if best is None:
+            return None
+        return Path(named.path if named is not None and named.is_same_save(best) else best.path)
+
+    def preemption(self, signals: Sequence[int] = (signal.SIGTERM,)) -> Preemption:
+        """Turn a signal that announces the end into a save at the next step.
+
+            with manager.preemption() as preemption:
+                for step in range(first, last):
+                    train_step()
+                    if manager.should_save(step, metrics):
+                        manager.save(epoch, step, metrics)
+                    if preemption.requested:
+                        break
+
+        After the signal, the next `should_save` says yes, on all ranks at the same step, and that save is
+        made even if the metric is missing or not the best. The previous handlers are back on leaving.
+        A signal after which nothing was saved is then delivered to them; further ones meanwhile change
+        nothing.
+
+        SIGINT is not among the signals unless asked for: Ctrl-C is for ending now, and does so at any
+        point of a save without harm. Slurm's `--signal=USR1@60` is: ``signals=[signal.SIGUSR1]``.
+
+        Args:
+            signals: Numbers of the signals.
+
+        Raises:
+            RuntimeError: On entering: not in the main thread, the only one to which Python delivers
+                signals; or a handler that Python could not restore; or already entered.
+            ValueError: There is no such signal.
+        """
+        return Preemption(signals, self._set_preemption)
+
+    def _set_preemption(self, preemption: Preemption | None) -> None:
+        if preemption is not None and self._preemption is not None:
+            raise RuntimeError("preemption() is entered already: once, around the training loop")
+        self._preemption = preemption
+
+    def _is_preempted(self) -> bool:
+        """Whether any rank has got the signal; a collective where there are several."""
+        preemption = self._preemption
+        if preemption is None or preemption.is_saved:
+            return False
+        if not preemption.requested and any_rank(preemption.received is not None):
+            preemption.requested = True
+            logger.warning("Asked to end (signal %s): saving after this step", preemption.received)
+        return preemption.requested
+
+    def _metric(self, values: Mapping[str, float]) -> float | None:
+        return None if self.config.metric_name is None else values.get(self.config.metric_name)
+
+    def _check_metric(self, values: Mapping[str, float], *, is_needed: bool) -> None:
+        if self.config.metric_name is not None and is_needed:
+            metric_of(values, self.config.metric_name)
+
+    def _improves(self, values: Mapping[str, float]) -> bool:
+        return is_better(self._metric(values), self._best_metric, self.config.metric_mode)
+
+    def _best_entry(self) -> Entry | None:
+        return self._directory.best(self.config.metric_name, self.config.metric_mode)
+
+    def _history_with(
+        self, name: CheckpointName, values: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
+        """Return the history with one more entry; a step that is saved again has one."""
+        own = {"epoch": name.epoch, "step": name.step}
+        others = [one for one in self._history if {**one, **own} != one]
+        return [*others, {**own, **values}]
+
+    def _capture(self, world_size: int) -> dict[str, Any]:
+        states = self._parts.capture(
+            save_optimizer=self.config.save_optimizer, save_rng_state=self.config.save_rng_state
+        )
+        if states["rng_states"] is not None:
+            states["rng_states"]["world_size"] = world_size
+        return states
+
+    def _save_checkpoint(
+        self,
+        name: CheckpointName,
+        contents: dict[str, Any],
+        identity: SaveIdentity,
+        *,
+        improves: bool,
+    ) -> None:
+        """Write a checkpoint, prove it good where something depends on that, and make it visible."""
+        check_contents(contents)
+        pickled = pickle_object(contents)
+        directory = self._directory
+        directory.refresh()
+        self._warn_of_later(name)
+        self._write(name, pickled, identity, proves=self._needs_proof(name, improves=improves))
+        directory.add(name, contents["metrics"], contents["timestamp"])
+
+    def _tidy(self, newest: CheckpointName) -> None:
+        """Give the best its second name, then delete what may go."""
+        self._name_best()
+        rotation.remove(self._directory, self._expendable(newest))
+
+    def _needs_proof(self, name: CheckpointName, *, improves: bool) -> bool:
+        """Whether anything is deleted or replaced on account of this save."""
+        directory = self._directory
+        replaces = os.path.lexists(directory.path_of(name))
+        replaces_best = improves and os.path.lexists(os.path.join(directory.path, BEST))
+        return self.config.verify_before_delete and (
+            replaces or replaces_best or bool(self._expendable(name))
+        )
+
+    def _expendable(self, newest: CheckpointName) -> list[CheckpointName]:
+        best = self._best_entry()
+        protected = {newest} if best is None else {newest, best.name}
+        names = {entry.name for entry in self._directory.entries} | {newest}
+        return rotation.expendable(names, self.config, protected=protected)
+
+    def _write(
+        self,
+        name: CheckpointName,
+        pickled: Pickled,
+        identity: SaveIdentity,
+        *,
+        proves: bool,
+    ) -> None:
+        """Write an archive durably, and make it visible once it is good."""
+        path = self._directory.path_of(name)
+        with _native.Commit() as commit:
+            commit.create_directory(self._directory.path)
+            commit.require_space(self._directory.path, _save.nbytes_of(path, pickled))
+            _save.write_into(
+                commit, path, pickled, shards=identity.shards, save_id=identity.save_id
+            )
+            if proves:
+                rotation.prove_good(commit, path)
+            commit.publish([path])
+
+    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
+        states = capture_rng(self._parts.generators) | {"world_size": world_size}
+        contents = {
+            "epoch": name.epoch,
+            "global_step": name.step,
+            "rank": name.rank,
+            "rng_states": states,
+        }
+        check_contents(contents)
+        self._write(name, pickle_object(contents), identity, proves=False)
+
+    def _name_best(self) -> None:
+        """Let `best_model.pt` be the best checkpoint, if it is not."""
+        best, named = self._best_entry(), self._directory.best_model
+        if best is None or (named is not None and named.is_same_save(best)):
+            return
+        name_best(best.path)
+
+    def _warn_of_later(self, name: CheckpointName) -> None:
+        later = [entry.name for entry in self._directory.entries if entry.name.step > name.step]
+        if later:
+            logger.warning(
+                "Saving step %d, and %s has checkpoints of later steps, up to %d: load() takes those "
+                "first, and they count as the newest. Another directory for another run?",
+                name.step,
+                self._directory.path,
+                later[-1].step,
+            )
+
+    def _read_newest(self) -> tuple[str, dict[str, Any]]:
+        """Read the newest good checkpoint; of damaged ones, say so."""
+        directory = self._directory
+        names = directory.checkpoint_names()
+        paths = [directory.path_of(name) for name in names]
+        best = os.path.join(directory.path, BEST)
+        if os.path.lexists(best):
+            # The last resort: it may be the only good one that is left.
+            paths.append(best)
+        for path in paths:
+            try:
+                contents = read_contents(path)
+            except (CheckpointError, FileNotFoundError) as error:
+                logger.warning("Cannot be loaded, so an older one is tried: %s", error)
+                continue
+            if path != paths[0]:
+                logger.warning("Fell back to %s: what is newer is damaged", path)
+            return path, contents
+        if not paths:
+            raise FileNotFoundError(
+                errno.ENOENT, "there is no checkpoint in this directory", directory.path
+            )
+        raise FormatError(
+            f"none of the {len(paths)} checkpoints in {directory.path} is good: the newest is "
+            f"{paths[0]}. `fastckpt verify` says what is wrong, `fastckpt repair` saves what is left",
+            path=directory.path,
+        )
+
+
+def _number(name: str, value: Any) -> int:
+    number = operator.index(value)
+    if number < 0:
+        raise ValueError(f"{name} must not be negative, and is {number}")
+    return number

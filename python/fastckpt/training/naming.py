@@ -1,0 +1,43 @@
+"""What the files of a manager are called."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: A second name of the best checkpoint.
+BEST = "best_model.pt"
+
+# Zeros up to the width, as `str(CheckpointName(...))` writes them; more digits where it takes more.
+_NAME = re.compile(
+    r"checkpoint_epoch(?P<epoch>[0-9]{4}|[1-9][0-9]{4,17})"
+    r"_step(?P<step>[0-9]{8}|[1-9][0-9]{8,17})"
+    r"(?:_rank(?P<rank>[1-9][0-9]{0,17}))?\.pt"
+)
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """What a file name says. In order of steps, then of epochs.
+
+    Attributes:
+        step: Optimizer steps that were done.
+        epoch: The epoch.
+        rank: Of the file of another rank; 0 for the checkpoint itself.
+    """
+
+    step: int
+    epoch: int
+    rank: int = 0
+
+    def __str__(self) -> str:
+        rank = f"_rank{self.rank}" if self.rank else ""
+        return f"checkpoint_epoch{self.epoch:04d}_step{self.step:08d}{rank}.pt"
+
+
+def parse_name(name: str) -> CheckpointName | None:
+    """Return what a file name says; None if it is none of a manager's."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return CheckpointName(int(match["step"]), int(match["epoch"]), int(match["rank"] or 0))

@@ -1,0 +1,132 @@
+"""Which checkpoints go, and how: never the best, never before the newest is proven good."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+
+from fastckpt import _native
+from fastckpt._retention import expendable_steps
+from fastckpt.errors import ChecksumError
+
+from .config import CheckpointConfig
+from .directory import CheckpointDirectory
+from .log import logger
+from .naming import CheckpointName
+
+
+def expendable(
+    names: Iterable[CheckpointName],
+    config: CheckpointConfig,
+    *,
+    protected: Collection[CheckpointName],
+) -> list[CheckpointName]:
+    """Return the checkpoints that may go, oldest first.
+
+    Args:
+        names: All whole checkpoints there are, in any order.
+        config: `save_total_limit`, `keep_every`, and `cycle_steps` with `cycle_mult`.
+        protected: Checkpoints that stay whatever the rest says: the best one, the newest save. With
+            each, all others of its step stay.
+    """
+    ordered = sorted(set(names))
+    steps = {name.step for name in ordered}
+    kept = {name.step for name in protected} | {step for step in steps if config.ends_cycle(step)}
+    gone = expendable_steps(
+        steps, keep=config.save_total_limit, keep_every=config.keep_every, protected=kept
+    )
+    expendables = set(gone)
+    return [name for name in ordered if name.step in expendables]
+
+
+def prove_good(commit: _native.Commit, path: str) -> None:
+    """Read back a file that a commit has written and fsynced, and compare every byte.
+
+    Args:
+        commit: The open commit; the file is not visible yet.
+        path: What it will be called.
+
+    Raises:
+        ChecksumError: The disk does not return what was written.
+        OSError: It cannot be read.
+    """
+    temporary = commit.temporary_path(path)
+    try:
+        _drop_from_page_cache(temporary)
+        report = _native.verify_file(temporary)
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while reading back what was written"
+        error.filename = path
+        raise
+    if not report.damages:
+        return
+    damage = report.damages[0]
+    raise ChecksumError(
+        f"{path} was not saved: read back from the disk, it is not what was written "
+        f"({damage.detail}, at byte {damage.offset}; {len(report.damages)} in all). The checkpoints "
+        "that were there before are untouched. Look at the disk (dmesg, smartctl), or save to another",
+        path=path,
+        record=damage.record,
+        tensors=damage.tensors,
+        offset=damage.offset,
+        nbytes=damage.nbytes,
+        expected=damage.expected,
+        found=damage.found,
+    )
+
+
+def _drop_from_page_cache(path: str) -> None:
+    """Let the kernel forget a file that is on the disk, so that the next read comes from there."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        # Where the kernel takes no advice (memory disks), there is nothing behind the cache.
+        with suppress(OSError):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        with suppress(OSError):
+            os.close(fd)
+
+
+def remove(directory: CheckpointDirectory, names: Sequence[CheckpointName]) -> None:
+    """Delete checkpoints, then the files of other ranks that belong to none any more.
+
+    At least one checkpoint has to be there: the one that was just saved. What cannot be deleted is
+    warned of, and tried again by the next save. A crash in between leaves files of ranks whose
+    checkpoint is gone, which the next rotation removes.
+    """
+    removed = {name for name in names if _unlink(directory.path, str(name))}
+    newest = max(entry.name for entry in directory.entries)
+    # Beyond the newest, another rank may only be ahead.
+    orphans = [
+        file_name
+        for name, file_names in sorted(directory.rank_files.items())
+        if name in removed or (name < newest and not os.path.lexists(directory.path_of(name)))
+        for file_name in file_names
+    ]
+    if not orphans:
+        return
+    try:
+        # First the checkpoints: a power cut must not leave one that lacks what its ranks saved.
+        with _native.Commit() as commit:
+            commit.sync_directory(directory.path)
+    except OSError as error:
+        logger.warning("The files of other ranks stay for now: %s", error)
+        return
+    for file_name in orphans:
+        _unlink(directory.path, file_name)
+
+
+def _unlink(directory: str, file_name: str) -> bool:
+    path = os.path.join(directory, file_name)
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        logger.warning(
+            "An old checkpoint could not be deleted, and is tried again later: %s", error
+        )
+        return False
+    logger.info("Deleted %s", path)
+    return True
