@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,31 @@ def test_ranks_save_a_step_together_and_miss_a_lost_shard(tmp_path: Path) -> Non
     assert "optim_000020_rank1.pt is missing: step 20 has 2 optimizer shards" in first
     assert "last whole step then: 10" in first
     assert "last whole step: 40, of 2 ranks" in example("ranks", tmp_path, "--ranks", "2")
+
+
+def test_manager_loop_goes_on_exactly_after_a_kill(tmp_path: Path) -> None:
+    whole = losses_of(example("manager_loop", tmp_path / "undisturbed", "--steps", "30"))
+    directory = tmp_path / "killed"
+    command = [sys.executable, "-m", "examples.manager_loop", directory, "--steps", "30"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 17 "):
+                process.send_signal(signal.SIGKILL)
+                break
+    said = example("manager_loop", directory, "--steps", "30")
+    assert "resumed at step 10" in said
+    assert losses_of(said) == whole[10:]
+
+
+def losses_of(said: str) -> list[str]:
+    """Return the lines with losses, which are exact."""
+    return [line for line in said.splitlines() if line.startswith("step ")]
+
+
+def test_average_of_the_top_is_compared_with_the_best_one(tmp_path: Path) -> None:
+    said = example("average_top", tmp_path)
+    assert "by val_loss: checkpoint_epoch0000_step000000" in said
+    assert said.count("checkpoint_epoch0000_step") == 5
+    assert "test loss of the best one: " in said
+    assert "test loss of the average:  " in said
