@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._repair_report import RepairReport
     from ._save import save
     from ._verify import FileReport, StepReport, VerifyReport, verify
+    from .ema import EMAModel
     from .nanochat import (
         barrier_commit,
         build_model,
@@ -50,6 +51,7 @@ __all__ = [
     "CheckpointError",
     "ChecksumError",
     "CommitUnknownError",
+    "EMAModel",
     "FileReport",
     "FormatError",
     "GcReport",
@@ -80,6 +82,7 @@ __all__ = [
 # Where each name that is imported on first use lives.
 _MODULES = {
     "__version__": "_native",
+    "EMAModel": "ema",
     "load": "_load",
     "repair": "_repair",
     "RepairReport": "_repair_report",
