@@ -1,5 +1,7 @@
 """Moving averages: their values, what they do to a model and undo, and that they survive a resume."""
 
+# mypy: untyped-calls-exclude=torch
+
 from __future__ import annotations
 
 import copy
@@ -206,7 +208,7 @@ def test_a_decay_out_of_range_is_refused(decay: float) -> None:
 
 def test_what_cannot_be_averaged_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no parameter of the model is trainable"):
-        EMAModel(nn.Linear(1, 1).requires_grad_(requires_grad=False))
+        EMAModel(nn.Linear(1, 1).requires_grad_(False))
     with pytest.raises(ValueError, match=r"meta device.*'weight'; make the EMAModel after"):
         EMAModel(nn.Linear(1, 1, bias=False, device="meta"))
     with pytest.raises(ValueError, match=r"dtype must be a floating one, .* not torch.int32"):
@@ -333,7 +335,7 @@ def test_parameters_that_change_are_named_and_follow_model_takes_them_up() -> No
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     ema = EMAModel(model, 0.5)
     kept = ema.state_dict()["parameters"]["0.weight"]
-    model[0].bias.requires_grad_(requires_grad=False)
+    model[0].bias.requires_grad_(False)
     model.add_module("2", nn.Linear(2, 1, bias=False))
     model[1] = nn.Identity()
     words = (

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ._save import save
     from ._verify import FileReport, StepReport, VerifyReport, verify
     from .ema import EMAModel
+    from .export import ExportReport, ModelExporter
     from .nanochat import (
         barrier_commit,
         build_model,
@@ -52,11 +53,13 @@ __all__ = [
     "ChecksumError",
     "CommitUnknownError",
     "EMAModel",
+    "ExportReport",
     "FileReport",
     "FormatError",
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "ModelExporter",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -87,6 +90,7 @@ _MODULES = {
     "repair": "_repair",
     "RepairReport": "_repair_report",
     "save": "_save",
+    **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(

@@ -11,7 +11,6 @@ averages into the model that trains and take them out again.
 
 from __future__ import annotations
 
-import reprlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ._wording import some_names
+
 __all__ = ["EMAModel"]
 
 # torch.compile puts a module, or a part of one, into another under this name.
@@ -29,7 +30,6 @@ _COMPILED = "_orig_mod"
 # Weights of another dtype or device than their averages are converted in pieces of this size, not all at
 # once: a float32 copy of a model in bfloat16 would be twice as large as the model.
 _CONVERTED_NBYTES = 64 << 20
-_NAMES_SHOWN = 5
 _STATE_KEYS = {"decay", "warmup", "use_buffers", "num_updates", "parameters", "buffers"}
 
 _Average = Callable[[list[Tensor], list[Tensor], None], None]
@@ -235,7 +235,7 @@ class EMAModel:
         self._refuse_applied("load_state_dict")
         if state_dict.keys() != _STATE_KEYS:
             raise ValueError(
-                f"not the state of an EMAModel: it has the keys {_names(state_dict)}, "
+                f"not the state of an EMAModel: it has the keys {some_names(state_dict)}, "
                 f"expected {', '.join(sorted(_STATE_KEYS))}"
             )
         if state_dict["use_buffers"] != self.use_buffers:
@@ -306,14 +306,16 @@ class EMAModel:
         return parameters, buffers
 
     def _changed_message(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> str:
-        names = {_bare(name) for name, _ in model.named_parameters()}
+        names = {bare_name(name) for name, _ in model.named_parameters()}
         gone = self._parameters.keys() - parameters.keys()
         changes = {
             "frozen": gone & names,
             "removed": gone - names,
             "added or made trainable": parameters.keys() - self._parameters.keys(),
         }
-        words = "; ".join(f"{kind}: {_names(found)}" for kind, found in changes.items() if found)
+        words = "; ".join(
+            f"{kind}: {some_names(found)}" for kind, found in changes.items() if found
+        )
         return (
             "the model's trainable parameters are not those that are averaged "
             f"({words}): undo that, or call follow_model() to average those that it has now"
@@ -384,7 +386,7 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     """Take torch.compile's part out of a name; parts of a model can be compiled."""
     return ".".join(part for part in name.split(".") if part != _COMPILED)
 
@@ -392,7 +394,7 @@ def _bare(name: str) -> str:
 def _trainable(model: nn.Module) -> dict[str, Tensor]:
     """Return the trainable parameters; tied ones once."""
     return {
-        _bare(name): parameter.detach()
+        bare_name(name): parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -400,7 +402,7 @@ def _trainable(model: nn.Module) -> dict[str, Tensor]:
 
 def _named(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the parameters with these names."""
-    parameters = ((_bare(name), parameter) for name, parameter in model.named_parameters())
+    parameters = ((bare_name(name), parameter) for name, parameter in model.named_parameters())
     return {name: parameter.detach() for name, parameter in parameters if name in names}
 
 
@@ -412,7 +414,7 @@ def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
         for name in module._non_persistent_buffers_set
     }
     return {
-        _bare(name): buffer.detach()
+        bare_name(name): buffer.detach()
         for name, buffer in model.named_buffers()
         if name not in transient
     }
@@ -468,7 +470,7 @@ def _check_shapes(kind: str, averages: Mapping[str, Tensor], values: Mapping[str
         changed = averages.keys() ^ values.keys()
         raise RuntimeError(
             f"the model's {kind}s are not those that are averaged (added or removed: "
-            f"{_names(changed)}): call follow_model() to average those that it has now"
+            f"{some_names(changed)}): call follow_model() to average those that it has now"
         )
     for name, value in values.items():
         if value.shape != averages[name].shape:
@@ -481,8 +483,10 @@ def _check_shapes(kind: str, averages: Mapping[str, Tensor], values: Mapping[str
 def _check_same(kind: str, averages: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
     missing, unknown = averages.keys() - state.keys(), state.keys() - averages.keys()
     if missing or unknown:
-        words = [f"it lacks {_names(missing)}"] if missing else []
-        words += [f"it has {_names(unknown)}, of which there is no average here"] if unknown else []
+        words = [f"it lacks {some_names(missing)}"] if missing else []
+        words += (
+            [f"it has {some_names(unknown)}, of which there is no average here"] if unknown else []
+        )
         raise ValueError(f"the state is not of the same {kind}s: {'; '.join(words)}")
     for name, average in averages.items():
         found = state[name]
@@ -497,14 +501,6 @@ def _refuse_meta(tensors: Mapping[str, Tensor]) -> None:
     on_meta = [name for name, value in tensors.items() if value.device.type == "meta"]
     if on_meta:
         raise ValueError(
-            f"on the meta device there are no values to average: {_names(on_meta)}; "
+            f"on the meta device there are no values to average: {some_names(on_meta)}; "
             "make the EMAModel after the model has its weights"
         )
-
-
-def _names(names: Any) -> str:
-    """Name some of them: there may be thousands."""
-    listed = sorted(names, key=str)
-    shown = ", ".join(reprlib.repr(name) for name in listed[:_NAMES_SHOWN])
-    hidden = len(listed) - _NAMES_SHOWN
-    return f"{shown} and {hidden} more" if hidden > 0 else shown

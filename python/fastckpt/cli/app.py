@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from fastckpt.cli import exit_codes, gc, repair, verify
+from fastckpt.cli import exit_codes, export, gc, repair, verify
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -48,6 +48,7 @@ def fastckpt(
 
 app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
+app.command(name="export", epilog=export.EPILOG)(export.export)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 
 
