@@ -426,12 +426,14 @@ RESUME = """
 import hashlib, sys, torch, fastckpt
 from torch import nn
 
-def run(ema, model, optimizer, steps):
+def run(ema, model, steps):
     for step in steps:
         x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        optimizer.zero_grad()
+        model.zero_grad()
         (model(x) ** 2).mean().backward()
-        optimizer.step()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.sub_(0.1 * parameter.grad)
         ema.update()
 
 def digest(ema, model):
@@ -445,32 +447,29 @@ def digest(ema, model):
 def parts(seed, decay):
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    optimizer = torch.optim.AdamW(model.parameters())
     ema = fastckpt.EMAModel(model, decay, use_buffers=True, warmup=True)
-    return ema, model, optimizer
+    return ema, model
 """
 
 
 def test_a_fresh_process_resumes_bit_for_bit(tmp_path: Path) -> None:
     space: dict[str, Any] = {}
     exec(RESUME, space)
-    ema, model, optimizer = space["parts"](0, 0.999)
-    space["run"](ema, model, optimizer, range(5))
+    ema, model = space["parts"](0, 0.999)
+    space["run"](ema, model, range(5))
     states = {
         "model": model.state_dict(),
         "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
     }
     path = tmp_path / "checkpoint.pt"
     fastckpt.save(states, path)
-    space["run"](ema, model, optimizer, range(5, 10))
+    space["run"](ema, model, range(5, 10))
     script = RESUME + (
-        "ema, model, optimizer = parts(1, 0.5)\n"
+        "ema, model = parts(1, 0.5)\n"
         "state = torch.load(sys.argv[1], weights_only=True)\n"
         "model.load_state_dict(state['model'])\n"
-        "optimizer.load_state_dict(state['optimizer'])\n"
         "ema.load_state_dict(state['ema'])\n"
-        "run(ema, model, optimizer, range(5, 10))\n"
+        "run(ema, model, range(5, 10))\n"
         "print(digest(ema, model))\n"
     )
     done = subprocess.run(

@@ -137,7 +137,7 @@ def _direction(file: str, to: str) -> str:
 def _export(kind: str, file: str, to: str, options: _Options, *, as_json: bool) -> int:
     try:
         report, unchecked = _run(kind, file, to, options)
-    except Exception as error:
+    except (CheckpointError, ImportError, OSError, ValueError) as error:
         status, exit_code, message, hint = _judge(error, to)
         print_message("error", message)
         if hint:
@@ -190,7 +190,7 @@ def _run(kind: str, file: str, to: str, options: _Options) -> tuple[ExportReport
 
 
 def _judge(error: Exception, to: str) -> tuple[str, int, str, str | None]:
-    """Return status, exit code, message and hint of what went wrong; raise again what is a bug."""
+    """Return status, exit code, message and hint of what went wrong."""
     message = printable(str(error))
     if isinstance(error, ImportError):
         if error.name == "torch":
@@ -201,7 +201,7 @@ def _judge(error: Exception, to: str) -> tuple[str, int, str, str | None]:
         message = (
             f"{printable(str(error.filename))} exists already, and export only writes new files"
         )
-        return "usage", exit_codes.USAGE, message, "name another file after --to"
+        return "usage", exit_codes.USAGE, message, "name something else after --to"
     if isinstance(error, IncompleteCheckpointError):
         return "incomplete", _INCOMPLETE, message, None
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
@@ -212,6 +212,4 @@ def _judge(error: Exception, to: str) -> tuple[str, int, str, str | None]:
     if isinstance(error, ChecksumError):
         hint = "fastckpt repair salvages what is good in it"
         return "damaged", _DAMAGED, message, hint
-    if isinstance(error, (CheckpointError, ValueError)):
-        return "unusable", _DAMAGED, message, None
-    raise error
+    return "unusable", _DAMAGED, message, None

@@ -75,7 +75,7 @@ def _range(tensors: list[Tensor]) -> tuple[int, int]:
 
 
 def _overlapping(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Divide tensors of one storage into groups that have no byte in common."""
+    """Divide tensors of one storage into groups that have no element in common."""
     groups: list[dict[str, Tensor]] = []
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: _extent(item[1])):
@@ -84,7 +84,37 @@ def _overlapping(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
             groups.append({})
         groups[-1][name] = tensor
         end = max(end, last)
-    return groups
+    return [part for group in groups for part in _interleaved(group)]
+
+
+def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Divide tensors whose extents overlap: two columns of a matrix have no element in common."""
+    if len({same_view(tensor) for tensor in group.values()}) == 1:
+        return [group]
+    tensors = list(group.values())
+    first, last = _range(tensors)
+    itemsize = tensors[0].itemsize
+    # Which tensor an element was seen in last.
+    seen_in = torch.full(((last - first) // itemsize,), -1, dtype=torch.int32)
+    parts: list[dict[str, Tensor]] = []
+    for i, (name, tensor) in enumerate(group.items()):
+        # A dimension of stride 0 is the same elements over and over.
+        shape = [
+            1 if not step else n for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        ]
+        offset = tensor.storage_offset() - first // itemsize
+        elements = seen_in.as_strided(shape, tensor.stride(), offset if tensor.numel() else 0)
+        others = {list(group)[j] for j in elements.unique().tolist() if j >= 0}
+        elements.fill_(i)
+        joined = {name: tensor}
+        apart = []
+        for part in parts:
+            if others & part.keys():
+                joined = {**part, **joined}
+            else:
+                apart.append(part)
+        parts = [*apart, joined]
+    return parts
 
 
 def _cut(group: dict[str, Tensor]) -> dict[str, Tensor]:

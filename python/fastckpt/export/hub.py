@@ -62,7 +62,7 @@ def write_safetensors(weights: Weights, output: _Path, max_shard_nbytes: int) ->
         others = [*names, index, stem + SUFFIX]
         refuse_existing([os.path.join(directory, name) for name in others])
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
-    _native.Commit().require_space(directory, nbytes)
+    _native.Commit().require_space(directory or os.curdir, nbytes)
     with staging(directory) as stage:
         for name, shard in zip(names, shards, strict=True):
             _write_shard(stage, name, shard, metadata if len(shards) == 1 else {})
@@ -161,7 +161,7 @@ def _split(tensors: Mapping[str, Tensor], max_nbytes: int) -> list[dict[str, Ten
 def _target(output: str) -> tuple[str, str]:
     """Return the directory to write to, made if it is missing, and what the files' names begin with."""
     if output.endswith(SUFFIX) and not os.path.isdir(output):
-        return os.path.dirname(output) or ".", os.path.basename(output).removesuffix(SUFFIX)
+        return os.path.dirname(output), os.path.basename(output).removesuffix(SUFFIX)
     _native.Commit().create_directory(output)
     return output, _STEM
 

@@ -18,11 +18,13 @@ def require(module: str, what: str) -> Any:
     Raises:
         ImportError: It is not installed; the message says how to.
     """
+    package = module.partition(".")[0]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        # What the package itself fails to import is a fault of its own.
+        if error.name not in (package, module):
             raise
         raise ImportError(
-            f"{what} needs {error.name}: pip install 'fastckpt[{EXTRA}]'", name=error.name
+            f"{what} needs {package}: pip install 'fastckpt[{EXTRA}]'", name=package
         ) from None

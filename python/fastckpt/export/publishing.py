@@ -24,6 +24,7 @@ def staging(directory: str) -> Iterator[str]:
     It is locked as long as its process lives. Those of dead processes are removed here, but only those of
     this machine: of others the lock says nothing.
     """
+    directory = directory or os.curdir
     prefix = f"{_PREFIX}{_machine()}-"
     _remove_stale(directory, prefix)
     path, fd = _make_locked(directory, prefix)
@@ -70,7 +71,7 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
         for name, path in zip(names, paths, strict=True):
             os.rename(os.path.join(stage, name), path)
             published.append(path)
-            Commit().sync_directory(directory)
+            Commit().sync_directory(directory or os.curdir)
     except BaseException:
         if len(names) > 1:
             for path in published:

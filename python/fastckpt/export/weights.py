@@ -126,7 +126,7 @@ def _load_parts(
 
 def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Return the items under the names that the bare model has, detached."""
-    names = _bare_names(state, weights.source)
+    names, _ = _bare_names(state, weights.source)
     renamed = sum(name != key for key, name in names.items())
     if renamed:
         weights.notes.append(
@@ -139,10 +139,13 @@ def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     }
 
 
-def _bare_names(state: Mapping[str, Any], path: str) -> dict[str, str]:
+def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], int]:
+    """Return the bare model's names by the keys, and how often a wrapper was around all of it."""
     names = {key: bare_name(str(key)) for key in state}
     # A model may have a part of this name, so it counts as a wrapper's only where every key has it.
+    wrapped = 0
     while names and all(name.startswith(_WRAPPED) for name in names.values()):
+        wrapped += 1
         names = {key: name.removeprefix(_WRAPPED) for key, name in names.items()}
     first: dict[str, str] = {}
     for key, name in names.items():
@@ -151,7 +154,7 @@ def _bare_names(state: Mapping[str, Any], path: str) -> dict[str, str]:
                 f"{path} has {first[name]!r} and {key!r}, which both mean the tensor {name!r}",
                 path=path,
             )
-    return names
+    return names, wrapped
 
 
 def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
@@ -159,15 +162,15 @@ def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
     metadata = getattr(state, "_metadata", None)
     if not isinstance(metadata, Mapping):
         return named
-    result = OrderedDict(named)
-    prefixes = {name[: name.rfind(".")] if "." in name else "" for name in named}
-    kept = {}
+    _, wrapped = _bare_names(state, "")
+    kept = OrderedDict()
     for key, versions in metadata.items():
-        bare = bare_name(str(key))
-        while bare not in prefixes and bare.startswith(_WRAPPED):
-            bare = bare.removeprefix(_WRAPPED)
-        kept[bare] = versions
-    result._metadata = OrderedDict(kept)  # type: ignore[attr-defined]
+        # The keys are modules: that of a wrapper itself is dropped, the one in it has the empty name.
+        name = f"{bare_name(str(key))}." if bare_name(str(key)) else ""
+        if name.startswith(_WRAPPED * wrapped):
+            kept[name.removeprefix(_WRAPPED * wrapped).removesuffix(".")] = versions
+    result = OrderedDict(named)
+    result._metadata = kept  # type: ignore[attr-defined]
     return result
 
 
@@ -200,7 +203,7 @@ def _with_averages(
     state: dict[str, Any], ema: Mapping[str, Any], weights: Weights
 ) -> dict[str, Any]:
     """Put the averages in the place of the weights, in the weights' own dtypes."""
-    averages = dict(zip(_bare_names(ema, weights.source).values(), ema.values(), strict=True))
+    averages = dict(zip(_bare_names(ema, weights.source)[0].values(), ema.values(), strict=True))
     unknown = [name for name in averages if not isinstance(state.get(name), Tensor)]
     if unknown:
         raise FormatError(
