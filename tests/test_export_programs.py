@@ -1,5 +1,7 @@
 """Models exported as programs: each computes what the model computes, or is not there."""
 
+# mypy: untyped-calls-exclude=torch
+
 from __future__ import annotations
 
 import os
@@ -199,14 +201,21 @@ def test_an_onnx_model_computes_the_same(
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
     ran_by = f"onnxruntime {onnxruntime.__version__}" if has_runtime else "the reference evaluator"
     batch = torch.export.Dim("batch")
-    report = ModelExporter.export_onnx(model, (X,), path, dynamic_shapes=({0: batch},))
+    report = ModelExporter.export_onnx(
+        model,
+        (X,),
+        path,
+        example_kwargs={"scale": torch.tensor(2.0)},
+        dynamic_shapes={"x": {0: batch}, "scale": None},
+    )
     assert_report(report, path, ran_by)
     onnx.checker.check_model(str(path), full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     other = torch.randn(7, 3)
-    (name,) = [node.name for node in session.get_inputs()]
-    found = [torch.from_numpy(output) for output in session.run(None, {name: other.numpy()})]
-    wanted = expected(model, other)
+    assert [node.name for node in session.get_inputs()] == ["x", "scale"]
+    feeds = {"x": other.numpy(), "scale": torch.tensor(3.0).numpy()}
+    found = [torch.from_numpy(output) for output in session.run(None, feeds)]
+    wanted = expected(model, other, scale=torch.tensor(3.0))
     torch.testing.assert_close(found[0], wanted[0], rtol=1e-4, atol=1e-5)
     assert torch.equal(found[1], wanted[1])
 

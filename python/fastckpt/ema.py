@@ -18,18 +18,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ._bare_model import (
+    bare_name,
+    parameters_named,
+    persistent_buffers,
+    trainable_parameters,
+    unwrap,
+)
 from ._wording import some_names
 
 __all__ = ["EMAModel"]
 
-# torch.compile puts a module, or a part of one, into another under this name.
-_COMPILED = "_orig_mod"
-# Weights of another dtype or device than their averages are converted in pieces of this size, not all at
-# once: a float32 copy of a model in bfloat16 would be twice as large as the model.
-_CONVERTED_NBYTES = 64 << 20
+# Weights of another dtype or device than their averages are converted in pieces of this size: what is
+# converted is still in the processor's cache when it is averaged, and a model in bfloat16 does not get a
+# float32 copy of itself for each update.
+_CONVERTED_NBYTES = 1 << 20
 _STATE_KEYS = {"decay", "warmup", "use_buffers", "num_updates", "parameters", "buffers"}
 
 _Average = Callable[[list[Tensor], list[Tensor], None], None]
@@ -260,8 +265,8 @@ class EMAModel:
         """
         self._refuse_applied("follow_model")
         target = self._model if model is None else unwrap(model)
-        parameters = _trainable(target)
-        buffers = _persistent_buffers(target) if self.use_buffers else {}
+        parameters = trainable_parameters(target)
+        buffers = persistent_buffers(target) if self.use_buffers else {}
         _refuse_meta({**parameters, **buffers})
         self._parameters = {
             name: self._kept(self._parameters.get(name), value)
@@ -294,8 +299,8 @@ class EMAModel:
     def _tensors_of(self, model: nn.Module | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the model's parameters and buffers of which there are averages, checked."""
         target = self._model if model is None else unwrap(model)
-        parameters = _trainable(target)
-        buffers = _persistent_buffers(target) if self.use_buffers else {}
+        parameters = trainable_parameters(target)
+        buffers = persistent_buffers(target) if self.use_buffers else {}
         if parameters.keys() != self._parameters.keys():
             raise RuntimeError(self._changed_message(target, parameters))
         for kind, averages, values in (
@@ -366,58 +371,12 @@ class _Originals:
 
     def put_back(self) -> None:
         # By name: `model.to(...)` meanwhile makes new tensors of the buffers.
-        _copy(_named(self._model, self._parameters), self._parameters)
+        _copy(parameters_named(self._model, self._parameters), self._parameters)
         for name, now in self._model.named_buffers():
             buffer, version, kept = self._buffers.get(name, (now, now._version, now))
             # Not where nothing has changed: an expanded buffer cannot be written to.
             if now is not buffer or now._version != version:
                 now.copy_(kept)
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the model inside torch.compile, DistributedDataParallel and DataParallel."""
-    while True:
-        compiled = model._modules.get(_COMPILED)
-        if compiled is not None:
-            model = compiled
-        elif isinstance(model, (DistributedDataParallel, DataParallel)):
-            model = model.module
-        else:
-            return model
-
-
-def bare_name(name: str) -> str:
-    """Take torch.compile's part out of a name; parts of a model can be compiled."""
-    return ".".join(part for part in name.split(".") if part != _COMPILED)
-
-
-def _trainable(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trainable parameters; tied ones once."""
-    return {
-        bare_name(name): parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def _named(model: nn.Module, names: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters with these names."""
-    parameters = ((bare_name(name), parameter) for name, parameter in model.named_parameters())
-    return {name: parameter.detach() for name, parameter in parameters if name in names}
-
-
-def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Return the buffers that are in the model's state dict; shared ones once."""
-    transient = {
-        f"{prefix}.{name}" if prefix else name
-        for prefix, module in model.named_modules()
-        for name in module._non_persistent_buffers_set
-    }
-    return {
-        bare_name(name): buffer.detach()
-        for name, buffer in model.named_buffers()
-        if name not in transient
-    }
 
 
 def _is_averaged(buffer: Tensor) -> bool:

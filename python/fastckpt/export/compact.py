@@ -96,6 +96,7 @@ def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     itemsize = tensors[0].itemsize
     # Which tensor an element was seen in last.
     seen_in = torch.full(((last - first) // itemsize,), -1, dtype=torch.int32)
+    names = list(group)
     parts: list[dict[str, Tensor]] = []
     for i, (name, tensor) in enumerate(group.items()):
         # A dimension of stride 0 is the same elements over and over.
@@ -104,7 +105,7 @@ def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         ]
         offset = tensor.storage_offset() - first // itemsize
         elements = seen_in.as_strided(shape, tensor.stride(), offset if tensor.numel() else 0)
-        others = {list(group)[j] for j in elements.unique().tolist() if j >= 0}
+        others = {names[j] for j in elements.unique().tolist() if j >= 0}
         elements.fill_(i)
         joined = {name: tensor}
         apart = []

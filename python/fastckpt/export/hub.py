@@ -13,6 +13,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +46,8 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _FORMAT = {"format": "pt"}
 # The format has no place for a configuration, and other programs leave unknown metadata alone.
 _CONFIG = f"fastckpt.{CONFIG_KEY}"
+# An expanded tensor is stored in full. A file of a few bytes could ask for any amount of memory so.
+_EXPANDED_NBYTES_MAX = 64 << 20
 _OS_ERROR = re.compile(r"I/O error: (.*?) \(os error (\d+)\)")
 
 
@@ -94,6 +98,11 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
                 f"{name!r} in {weights.source} cannot be in a safetensors file, which holds dense "
                 f"tensors only: {_kind(value)}; a .pt file holds it"
             )
+        if value.nbytes > value.untyped_storage().nbytes() + _EXPANDED_NBYTES_MAX:
+            raise ValueError(
+                f"{name!r} in {weights.source} has {value.nbytes} bytes as a dense tensor, and is made "
+                f"of {value.untyped_storage().nbytes()}: a .pt file holds it as it is"
+            )
     first: dict[Any, str] = {}
     for name in sorted(weights.state):
         first.setdefault(same_view(weights.state[name]), name)
@@ -108,12 +117,13 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
     notes = []
     if aliases:
         notes.append(f"stored once under another name: {some_names(aliases)}")
-    storages = [weights.state[name].untyped_storage()._cdata for name in tensors]
-    if len(set(storages)) < len(storages):
-        shared = [
-            name for name, key in zip(tensors, storages, strict=True) if storages.count(key) > 1
-        ]
-        notes.append(f"overlap in memory, and are stored as separate tensors: {some_names(shared)}")
+    storages = {name: weights.state[name].untyped_storage()._cdata for name in tensors}
+    shared = Counter(storages.values())
+    overlapping = [name for name, key in storages.items() if shared[key] > 1]
+    if overlapping:
+        notes.append(
+            f"overlap in memory, and are stored as separate tensors: {some_names(overlapping)}"
+        )
     # What overlaps without being equal gets memory of its own, which safetensors insists on.
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -136,7 +146,7 @@ def _add_config(metadata: dict[str, str], config: Any, notes: list[str]) -> bool
         return False
     try:
         text = json.dumps(config, allow_nan=False)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         text = None
     if text is None or json.loads(text) != config:
         notes.append(f"{CONFIG_KEY} is left out: it has values that JSON cannot hold")
@@ -269,9 +279,9 @@ def _resolve(path: str) -> str:
 
 def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     safetensors = require("safetensors", "a .safetensors file")
-    # The library's own errors do not always say which file, nor what the system said.
-    with open(path, "rb"):
-        pass
+    # The library's own errors do not always say what the system said. And it waits for a pipe.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FormatError(f"{path} is no safetensors file: it is not a regular file", path=path)
     with _os_errors(path), safetensors.safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         return state, file.metadata() or {}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from fastckpt import _native
-from fastckpt.ema import unwrap
+from fastckpt._bare_model import unwrap
 
 from .optional import require
 from .publishing import publish, sizes, staging
@@ -184,21 +184,29 @@ class Onnx:
 
     def run(self, path: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, str]:
         """Run with onnxruntime or, where there is none, with onnx itself."""
-        values = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-        arrays = [value.cpu().numpy() for value in values]
         try:
             runtime = require("onnxruntime", "")
         except ImportError:
             onnx = require("onnx", "an ONNX export")
             evaluator = onnx.reference.ReferenceEvaluator(path)
-            outputs = evaluator.run(None, dict(zip(evaluator.input_names, arrays, strict=True)))
+            outputs = evaluator.run(None, _feeds(evaluator.input_names, args, kwargs))
             ran_by = f"the reference evaluator of onnx {onnx.__version__}"
         else:
             session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
             names = [node.name for node in session.get_inputs()]
-            outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+            outputs = session.run(None, _feeds(names, args, kwargs))
             ran_by = f"onnxruntime {runtime.__version__}"
         return [torch.from_numpy(output) for output in outputs], ran_by
+
+
+def _feeds(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays by the names of the graph's inputs: keywords by name, the rest in order."""
+    by_name = {key: value for key, value in kwargs.items() if key in names}
+    rest = {key: value for key, value in kwargs.items() if key not in by_name}
+    values = [x for x in tree_flatten((args, rest))[0] if isinstance(x, Tensor)]
+    others = [name for name in names if name not in by_name]
+    feeds = {**by_name, **dict(zip(others, values, strict=True))}
+    return {name: value.cpu().numpy() for name, value in feeds.items()}
 
 
 @contextmanager

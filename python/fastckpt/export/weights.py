@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from fastckpt import _load
+from fastckpt._bare_model import bare_name
 from fastckpt._native import Archive, Graph, Span, TensorInfo
 from fastckpt._outline import walk
 from fastckpt._state_dicts import find_state_dict, is_tensor
 from fastckpt._wording import some_names
-from fastckpt.ema import bare_name
 from fastckpt.errors import FormatError
 
 from .compact import compact, same_view
