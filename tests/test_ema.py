@@ -70,7 +70,9 @@ def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
 
 
 SHAPES = st.lists(st.sampled_from([(), (0,), (1,), (3, 2), (7,)]), min_size=1, max_size=4)
-DTYPES = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+DTYPES = st.sampled_from(
+    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+)
 
 
 @given(
@@ -112,7 +114,7 @@ def test_the_average_is_that_of_a_loop_in_float64(
     averages = ema.state_dict()["parameters"]
     assert ema.num_updates == updates
     for average, parameter, expected in zip(averages.values(), model, wide, strict=True):
-        narrow = parameter.dtype == torch.bfloat16
+        narrow = parameter.dtype in (torch.bfloat16, torch.float16)
         assert average.dtype == (torch.float32 if narrow else parameter.dtype)
         wanted = expected if average.dtype.is_complex else expected.real
         torch.testing.assert_close(average, wanted.to(average.dtype))
@@ -159,6 +161,19 @@ def test_bfloat16_weights_are_averaged_in_float32_since_bfloat16_loses_every_upd
     )
     with wide.applied():
         assert torch.equal(model.weight, expected.to(torch.bfloat16))
+
+
+def test_float8_weights_are_averaged_in_float32() -> None:
+    weight = torch.ones(4).to(torch.float8_e4m3fn)
+    model = nn.ParameterList([nn.Parameter(weight)])
+    ema = EMAModel(model, 0.5)
+    with torch.no_grad():
+        model[0].copy_(torch.full((4,), 2.0))
+    ema.update()
+    assert torch.equal(ema.state_dict()["parameters"]["0"], torch.full((4,), 1.5))
+    with ema.applied():
+        assert torch.equal(model[0].float(), torch.full((4,), 1.5))
+    assert torch.equal(model[0].float(), torch.full((4,), 2.0))
 
 
 def test_a_wider_dtype_can_be_asked_for_and_complex_weights_keep_theirs() -> None:

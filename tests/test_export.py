@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import fastckpt
 from fastckpt import (
     ChecksumError,
+    CommitUnknownError,
     EMAModel,
     ExportReport,
     FormatError,
@@ -724,6 +725,32 @@ def test_the_stage_of_an_export_that_runs_is_left_alone(tmp_path: Path) -> None:
         assert first != second
         assert os.path.isdir(first)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_stage_of_another_machine_is_left_alone(tmp_path: Path) -> None:
+    other = tmp_path / ".fastckpt-export-00000000-abc"
+    other.mkdir()
+    with publishing.staging(str(tmp_path)):
+        pass
+    assert os.listdir(tmp_path) == [other.name]
+
+
+def test_a_directory_that_cannot_be_synced_leaves_none_of_several_and_the_only_one_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save({"a": torch.ones(10), "b": torch.ones(10)}, tmp_path / "c.pt")
+    (tmp_path / "hub").mkdir()
+
+    def fail(_: object, directory: str) -> None:
+        raise OSError(5, "Input/output error", directory)
+
+    monkeypatch.setattr(publishing, "Commit", type("Failing", (), {"sync_directory": fail}))
+    with pytest.raises(OSError, match=r"Input/output error"):
+        ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "hub", max_shard_nbytes=1)
+    assert os.listdir(tmp_path / "hub") == []
+    with pytest.raises(CommitUnknownError, match=r"in place, but its directory could not"):
+        ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "hub")
+    assert os.listdir(tmp_path / "hub") == ["model.safetensors"]
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(

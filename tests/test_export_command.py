@@ -129,6 +129,10 @@ def test_failures(source: str, tmp_path: Path, capsys: Captured) -> None:
         f"error: {source} exists already, and export only writes new files\n"
         "hint: name something else after --to\n"
     )
+    assert run(["export", source, "--to", str(tmp_path / "hub")]) == 0
+    capsys.readouterr()
+    err = failed([source, "--to", str(tmp_path / "hub")], "usage", 2, capsys)
+    assert err.startswith(f"error: {tmp_path}/hub/model.safetensors exists already")
     torch.save({"step": 1}, tmp_path / "none.pt")
     err = failed([str(tmp_path / "none.pt"), "--to", output], "unusable", 1, capsys)
     assert "no state dict of a model in" in err

@@ -160,9 +160,11 @@ def _export(kind: str, file: str, to: str, options: _Options, *, as_json: bool) 
 def _run(kind: str, file: str, to: str, options: _Options) -> tuple[ExportReport, list[str]]:
     """Do it; return the report, and warnings that the checkpoint has no checksums."""
     from fastckpt.export import ModelExporter
+    from fastckpt.export.hub import files_of_directory
+    from fastckpt.export.publishing import refuse_existing
 
-    if os.path.lexists(to) and not os.path.isdir(to):
-        raise FileExistsError(None, "exists already", to)
+    outputs = files_of_directory(to) if os.path.isdir(to) and kind == "safetensors" else [to]
+    refuse_existing(outputs)
     with warnings.catch_warnings(record=True) as caught, progress_bar("exporting") as progress:
         warnings.simplefilter("always", MissingChecksumWarning)
         if kind == "import":

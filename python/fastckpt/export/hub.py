@@ -254,14 +254,8 @@ def import_safetensors(
     )
 
 
-def is_safetensors(path: str) -> bool:
-    """Whether a path names a safetensors file, an index or a directory with one of them."""
-    if os.path.isdir(path):
-        return any(os.path.exists(found) for found in _in_directory(path))
-    return path.endswith((SUFFIX, INDEX_SUFFIX))
-
-
-def _in_directory(path: str) -> list[str]:
+def files_of_directory(path: str) -> list[str]:
+    """Return what a loader opens first in a directory, if one of them is there."""
     # The order in which the Hub's loaders look.
     return [os.path.join(path, _STEM + suffix) for suffix in (SUFFIX, INDEX_SUFFIX)]
 
@@ -269,7 +263,7 @@ def _in_directory(path: str) -> list[str]:
 def _resolve(path: str) -> str:
     if not os.path.isdir(path):
         return path
-    for found in _in_directory(path):
+    for found in files_of_directory(path):
         if os.path.exists(found):
             return found
     raise IncompleteCheckpointError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fastckpt._native import Commit
+from fastckpt.errors import CommitUnknownError
 
 # Hidden, and not the name of a checkpoint in any program's eyes.
 _PREFIX = ".fastckpt-export-"
@@ -58,6 +59,7 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
 
     Raises:
         FileExistsError: One of several files is there.
+        CommitUnknownError: The only file is in place, but the directory could not be made durable.
         OSError: Something could not be written; then none of several is there.
     """
     paths = [os.path.join(directory, name) for name in names]
@@ -71,7 +73,7 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
         for name, path in zip(names, paths, strict=True):
             os.rename(os.path.join(stage, name), path)
             published.append(path)
-            Commit().sync_directory(directory or os.curdir)
+            _sync_directory(directory or os.curdir, path, is_only=len(names) == 1)
     except BaseException:
         if len(names) > 1:
             for path in published:
@@ -79,6 +81,20 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
                     os.unlink(path)
         raise
     return paths
+
+
+def _sync_directory(directory: str, path: str, *, is_only: bool) -> None:
+    try:
+        Commit().sync_directory(directory)
+    except OSError as error:
+        if not is_only:
+            raise
+        # What it has replaced cannot be brought back.
+        raise CommitUnknownError(
+            error.errno or errno.EIO,
+            f"the file is in place, but its directory could not be made durable ({error.strerror})",
+            path,
+        ) from error
 
 
 def refuse_existing(paths: Sequence[str]) -> None:
