@@ -71,6 +71,8 @@ def assert_report(report: ExportReport, path: Path, ran_by: str) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+# torch 2.9 reads its own files so.
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning")
 @pytest.mark.slow
 def test_a_program_of_torch_export_computes_the_same(model: Net, tmp_path: Path) -> None:
     path, before = tmp_path / "model.pt2", flags(model)
