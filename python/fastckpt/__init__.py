@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from ._repair_report import RepairReport
     from ._save import save
     from ._verify import FileReport, StepReport, VerifyReport, verify
+    from .ema import EMAModel
+    from .export import ExportReport, ModelExporter
     from .nanochat import (
         barrier_commit,
         build_model,
@@ -58,12 +60,15 @@ __all__ = [
     "CommitUnknownError",
     "DirectoryContents",
     "FileContents",
+    "EMAModel",
+    "ExportReport",
     "FileReport",
     "FormatError",
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
     "ModelSelector",
+    "ModelExporter",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -94,10 +99,12 @@ _MODULES = {
     "FileContents": "_inspect_report",
     "ModelSelector": "selection",
     **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect_runs"),
+    "EMAModel": "ema",
     "load": "_load",
     "repair": "_repair",
     "RepairReport": "_repair_report",
     "save": "_save",
+    **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(

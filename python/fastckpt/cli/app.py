@@ -9,6 +9,7 @@ from typing import Annotated, cast
 import typer
 
 from fastckpt.cli import exit_codes, gc, inspect, repair, top, verify
+from fastckpt.cli import exit_codes, export, gc, repair, verify
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -50,6 +51,7 @@ app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 app.command(name="inspect", epilog=inspect.EPILOG)(inspect.inspect)
 app.command(name="top", epilog=top.EPILOG)(top.top)
 app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
+app.command(name="export", epilog=export.EPILOG)(export.export)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 
 

@@ -1,0 +1,350 @@
+"""Safetensors files as the Hugging Face Hub expects them, back and forth.
+
+One file ``model.safetensors``, or shards ``model-00001-of-00002.safetensors`` and so on with the index
+``model.safetensors.index.json`` (metadata with total_size; weight_map from name to file). The format has no
+shared tensors: of names that share memory the first in the alphabet is kept, and the metadata map each of
+the others to it, as ``safetensors.torch.save_model`` does. Metadata of shards are in the index.
+"""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from fastckpt import _native
+from fastckpt._save import save
+from fastckpt._small_file import META_NBYTES_MAX, read_small_file
+from fastckpt._wording import some_names
+from fastckpt.errors import FormatError, IncompleteCheckpointError
+
+from .compact import is_ordinary, same_view
+from .optional import require
+from .publishing import publish, refuse_existing, sizes, staging
+from .report import ExportReport
+from .weights import CONFIG_KEY, Weights
+
+_Path = str | os.PathLike[str]
+_Progress = Callable[[int, int], None]
+
+#: What the Hub's own writers take for the largest size of a shard.
+MAX_SHARD_NBYTES = 5_000_000_000
+SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".safetensors.index.json"
+_STEM = "model"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
+# The Hub's loaders look at this.
+_FORMAT = {"format": "pt"}
+# The format has no place for a configuration, and other programs leave unknown metadata alone.
+_CONFIG = f"fastckpt.{CONFIG_KEY}"
+# An expanded tensor is stored in full. A file of a few bytes could ask for any amount of memory so.
+_EXPANDED_NBYTES_MAX = 64 << 20
+_OS_ERROR = re.compile(r"I/O error: (.*?) \(os error (\d+)\)")
+
+
+def write_safetensors(weights: Weights, output: _Path, max_shard_nbytes: int) -> ExportReport:
+    """Write weights as one safetensors file or several; see `ModelExporter.export_safetensors`."""
+    tensors, aliases, notes = _separate(weights)
+    metadata = dict(aliases)
+    has_config = _add_config(metadata, weights.config, notes)
+    shards = _split(tensors, max_shard_nbytes)
+    directory, stem = _target(os.fspath(output))
+    names = _shard_names(stem, len(shards))
+    index = stem + INDEX_SUFFIX
+    if len(shards) == 1:
+        refuse_existing([os.path.join(directory, index)])
+    else:
+        others = [*names, index, stem + SUFFIX]
+        refuse_existing([os.path.join(directory, name) for name in others])
+    nbytes = sum(tensor.nbytes for tensor in tensors.values())
+    _native.Commit().require_space(directory or os.curdir, nbytes)
+    with staging(directory) as stage:
+        for name, shard in zip(names, shards, strict=True):
+            _write_shard(stage, name, shard, metadata if len(shards) == 1 else {})
+        if len(shards) > 1:
+            weight_map = {
+                key: name for name, shard in zip(names, shards, strict=True) for key in shard
+            }
+            document = {"metadata": {"total_size": nbytes, **metadata}, "weight_map": weight_map}
+            with open(os.path.join(stage, index), "w", encoding="utf-8") as file:
+                json.dump(document, file, indent=2)
+            names.append(index)
+        outputs = publish(stage, directory, names)
+    return ExportReport(
+        source=weights.source,
+        outputs=tuple(outputs),
+        source_nbytes=weights.source_nbytes,
+        nbytes=sizes(outputs),
+        tensors=len(weights.state),
+        has_config=has_config,
+        notes=(*weights.notes, *notes),
+    )
+
+
+def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """Return the tensors to write, which names stand for the same ones, and notes."""
+    for name, value in weights.state.items():
+        if not is_ordinary(value):
+            raise ValueError(
+                f"{name!r} in {weights.source} cannot be in a safetensors file, which holds dense "
+                f"tensors only: {_kind(value)}; a .pt file holds it"
+            )
+        if value.nbytes > value.untyped_storage().nbytes() + _EXPANDED_NBYTES_MAX:
+            raise ValueError(
+                f"{name!r} in {weights.source} has {value.nbytes} bytes as a dense tensor, and is made "
+                f"of {value.untyped_storage().nbytes()}: a .pt file holds it as it is"
+            )
+    first: dict[Any, str] = {}
+    for name in sorted(weights.state):
+        first.setdefault(same_view(weights.state[name]), name)
+    aliases = {
+        name: first[same_view(value)]
+        for name, value in weights.state.items()
+        if first[same_view(value)] != name
+    }
+    tensors = {
+        name: value.contiguous() for name, value in weights.state.items() if name not in aliases
+    }
+    notes = []
+    if aliases:
+        notes.append(f"stored once under another name: {some_names(aliases)}")
+    storages = {name: weights.state[name].untyped_storage()._cdata for name in tensors}
+    shared = Counter(storages.values())
+    overlapping = [name for name, key in storages.items() if shared[key] > 1]
+    if overlapping:
+        notes.append(
+            f"overlap in memory, and are stored as separate tensors: {some_names(overlapping)}"
+        )
+    # What overlaps without being equal gets memory of its own, which safetensors insists on.
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        key = tensor.untyped_storage()._cdata
+        if key in seen:
+            tensors[name] = tensor.clone()
+        seen.add(key)
+    return tensors, aliases, notes
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor with the layout {value.layout} on {value.device}"
+    return f"an object of type {type(value).__name__}"
+
+
+def _add_config(metadata: dict[str, str], config: Any, notes: list[str]) -> bool:
+    """Add the configuration, where JSON gives back what it is given."""
+    if config is None:
+        return False
+    try:
+        text = json.dumps(config, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = None
+    if text is None or json.loads(text) != config:
+        notes.append(f"{CONFIG_KEY} is left out: it has values that JSON cannot hold")
+        return False
+    metadata[_CONFIG] = text
+    return True
+
+
+def _split(tensors: Mapping[str, Tensor], max_nbytes: int) -> list[dict[str, Tensor]]:
+    """Divide tensors into shards, in their order; one that is larger has a shard of its own."""
+    shards: list[dict[str, Tensor]] = [{}]
+    nbytes = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and nbytes + tensor.nbytes > max_nbytes:
+            shards.append({})
+            nbytes = 0
+        shards[-1][name] = tensor
+        nbytes += tensor.nbytes
+    return shards
+
+
+def _target(output: str) -> tuple[str, str]:
+    """Return the directory to write to, made if it is missing, and what the files' names begin with."""
+    if output.endswith(SUFFIX) and not os.path.isdir(output):
+        return os.path.dirname(output), os.path.basename(output).removesuffix(SUFFIX)
+    _native.Commit().create_directory(output)
+    return output, _STEM
+
+
+def _shard_names(stem: str, count: int) -> list[str]:
+    if count == 1:
+        return [stem + SUFFIX]
+    return [f"{stem}-{i:05d}-of-{count:05d}{SUFFIX}" for i in range(1, count + 1)]
+
+
+def _write_shard(
+    stage: str, name: str, shard: Mapping[str, Tensor], metadata: Mapping[str, str]
+) -> None:
+    safetensors = require("safetensors.torch", "a .safetensors file")
+    path = os.path.join(stage, name)
+    try:
+        with _os_errors(path):
+            safetensors.save_file(dict(shard), path, metadata={**_FORMAT, **metadata})
+    except KeyError as error:
+        # Its table of dtypes.
+        unknown = [key for key, tensor in shard.items() if tensor.dtype == error.args[0]]
+        if not unknown:
+            raise
+        raise ValueError(
+            f"safetensors has no dtype {error.args[0]}: {some_names(unknown)}; a .pt file holds it"
+        ) from error
+
+
+@contextmanager
+def _os_errors(path: str) -> Iterator[None]:
+    """Raise what the system refuses as OSError, and the library's other errors as FormatError."""
+    safetensors = require("safetensors", "a .safetensors file")
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        found = _OS_ERROR.search(str(error))
+        if found is not None:
+            raise OSError(int(found[2]), found[1], path) from error
+        raise FormatError(f"{path} is no good safetensors file: {error}", path=path) from error
+
+
+# Back again.
+
+
+def import_safetensors(
+    source: _Path, output: _Path, *, progress: _Progress | None = None
+) -> ExportReport:
+    """Write a .pt file of safetensors files; see `ModelExporter.import_safetensors`."""
+    path = _resolve(os.fspath(source))
+    notes: list[str] = []
+    if path.endswith(".json"):
+        state, metadata, files = _read_index(path, notes)
+    else:
+        if _SHARD.search(path):
+            raise ValueError(
+                f"{path} is one shard of several: give the index beside it (*{INDEX_SUFFIX})"
+            )
+        state, metadata = _read_file(path)
+        files = [path]
+    names = [
+        name
+        for name, kept in metadata.items()
+        if isinstance(kept, str) and kept in state and name not in state and name not in _FORMAT
+    ]
+    state.update({name: state[metadata[name]] for name in names})
+    if names:
+        notes.append(f"share their memory with another name: {some_names(names)}")
+    saved: dict[str, Any] = {"model_state_dict": state}
+    if _CONFIG in metadata:
+        saved[CONFIG_KEY] = _parse(metadata[_CONFIG], path)
+    save(saved, output, progress=progress)
+    return ExportReport(
+        source=path,
+        outputs=(os.fspath(output),),
+        source_nbytes=sizes(files),
+        nbytes=sizes([os.fspath(output)]),
+        tensors=len(state),
+        has_config=CONFIG_KEY in saved,
+        notes=tuple(notes),
+    )
+
+
+def files_of_directory(path: str) -> list[str]:
+    """Return what a loader opens first in a directory, if one of them is there."""
+    # The order in which the Hub's loaders look.
+    return [os.path.join(path, _STEM + suffix) for suffix in (SUFFIX, INDEX_SUFFIX)]
+
+
+def _resolve(path: str) -> str:
+    if not os.path.isdir(path):
+        return path
+    for found in files_of_directory(path):
+        if os.path.exists(found):
+            return found
+    raise IncompleteCheckpointError(
+        f"{path} has neither {_STEM}{SUFFIX} nor {_STEM}{INDEX_SUFFIX}", path=path
+    )
+
+
+def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    safetensors = require("safetensors", "a .safetensors file")
+    # The library's own errors do not always say what the system said. And it waits for a pipe.
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise FormatError(f"{path} is no safetensors file: it is not a regular file", path=path)
+    with _os_errors(path), safetensors.safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        return state, file.metadata() or {}
+
+
+def _read_index(
+    path: str, notes: list[str]
+) -> tuple[dict[str, Tensor], Mapping[str, Any], list[str]]:
+    """Read all shards of an index, and compare what is in them with what it says."""
+    weight_map, metadata = _parse_index(path)
+    directory = os.path.dirname(path)
+    shards: dict[str, list[str]] = {}
+    for name, file in weight_map.items():
+        shards.setdefault(file, []).append(name)
+    for file, names in shards.items():
+        if not os.path.exists(os.path.join(directory, file)):
+            raise IncompleteCheckpointError(
+                f"{os.path.join(directory, file)} is missing: {path} says that it has "
+                f"{len(names)} of {len(weight_map)} tensors",
+                path=os.path.join(directory, file),
+            )
+    state: dict[str, Tensor] = {}
+    for file, names in shards.items():
+        found, _ = _read_file(os.path.join(directory, file))
+        _compare_shard(os.path.join(directory, file), path, set(names), set(found))
+        state.update(found)
+    total = sum(tensor.nbytes for tensor in state.values())
+    if metadata.get("total_size", total) != total:
+        # Writers differ in how they count shared tensors, so this alone is no damage.
+        notes.append(f"the index says {metadata['total_size']} bytes of tensors; there are {total}")
+    ordered = {name: state[name] for name in weight_map}
+    return ordered, metadata, [path, *(os.path.join(directory, file) for file in shards)]
+
+
+def _compare_shard(shard: str, index: str, expected: set[str], found: set[str]) -> None:
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing:
+        raise FormatError(
+            f"{shard} lacks tensors that it has by {index}: {some_names(missing)}", path=shard
+        )
+    if unknown:
+        raise FormatError(
+            f"{shard} has tensors that {index} does not place there: {some_names(unknown)}; the two are "
+            "of different exports",
+            path=shard,
+        )
+
+
+def _parse_index(path: str) -> tuple[dict[str, str], Mapping[str, Any]]:
+    document = _parse(read_small_file(path, "a safetensors index", META_NBYTES_MAX), path)
+    weight_map = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise FormatError(
+            f"{path} is no safetensors index: expected an object with a weight_map", path=path
+        )
+    for name, file in weight_map.items():
+        # Another directory is nothing that an index may lead to.
+        if not isinstance(file, str) or os.path.basename(file) != file or file in ("", ".", ".."):
+            raise FormatError(
+                f"{path} is no good safetensors index: {name!r} is in {file!r}, expected the name of "
+                "a file beside it",
+                path=path,
+            )
+    metadata = document.get("metadata")
+    return weight_map, metadata if isinstance(metadata, dict) else {}
+
+
+def _parse(text: str | bytes, path: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} has text that is no JSON: {error}", path=path) from error

@@ -1,0 +1,152 @@
+"""Write files of other programs' making out of sight, and make them visible when they are whole and durable."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from fastckpt._native import Commit
+from fastckpt.errors import CommitUnknownError
+
+# Hidden, and not the name of a checkpoint in any program's eyes.
+_PREFIX = ".fastckpt-export-"
+
+
+@contextmanager
+def staging(directory: str) -> Iterator[str]:
+    """Make a hidden directory within another; when the block ends it is gone, with what is left in it.
+
+    It is locked as long as its process lives. Those of dead processes are removed here, but only those of
+    this machine: of others the lock says nothing.
+    """
+    directory = directory or os.curdir
+    prefix = f"{_PREFIX}{_machine()}-"
+    _remove_stale(directory, prefix)
+    path, fd = _make_locked(directory, prefix)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(fd)
+
+
+def _make_locked(directory: str, prefix: str) -> tuple[str, int]:
+    while True:
+        path = tempfile.mkdtemp(prefix=prefix, dir=directory)
+        # Until it is locked, somebody who looks for stale ones may take this for one.
+        with suppress(FileNotFoundError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.path.exists(path):
+                return path, fd
+            os.close(fd)
+
+
+def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
+    """Move files out of a stage, in this order; each is durable before the next one is visible.
+
+    Several files are one thing only together, so none of them may exist: a reader could take new ones
+    and old ones for a whole. One file replaces an older one.
+
+    Returns:
+        The paths.
+
+    Raises:
+        FileExistsError: One of several files is there.
+        CommitUnknownError: The only file is in place, but the directory could not be made durable.
+        OSError: Something could not be written; then none of several is there.
+    """
+    paths = [os.path.join(directory, name) for name in names]
+    if len(names) > 1:
+        refuse_existing(paths)
+    mode = _default_mode(stage)
+    for name in names:
+        _make_durable(os.path.join(stage, name), mode)
+    published: list[str] = []
+    try:
+        for name, path in zip(names, paths, strict=True):
+            os.rename(os.path.join(stage, name), path)
+            published.append(path)
+            _sync_directory(directory or os.curdir, path, is_only=len(names) == 1)
+    except BaseException:
+        if len(names) > 1:
+            for path in published:
+                with suppress(OSError):
+                    os.unlink(path)
+        raise
+    return paths
+
+
+def _sync_directory(directory: str, path: str, *, is_only: bool) -> None:
+    try:
+        Commit().sync_directory(directory)
+    except OSError as error:
+        if not is_only:
+            raise
+        # What it has replaced cannot be brought back.
+        raise CommitUnknownError(
+            error.errno or errno.EIO,
+            f"the file is in place, but its directory could not be made durable ({error.strerror})",
+            path,
+        ) from error
+
+
+def refuse_existing(paths: Sequence[str]) -> None:
+    """Raise FileExistsError where there is something already."""
+    for path in paths:
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, "exists already, and would be mixed with", path)
+
+
+def sizes(paths: Sequence[str]) -> int:
+    """Return how many bytes these files have."""
+    return sum(os.stat(path).st_size for path in paths)
+
+
+def _machine() -> str:
+    """Return what is the same for all processes whose locks are seen here: until it is started anew."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip().partition("-")[0]
+
+
+def _remove_stale(directory: str, prefix: str) -> None:
+    for name in os.listdir(directory):
+        if not name.startswith(prefix):
+            continue
+        path = os.path.join(directory, name)
+        # Another process may remove it at the same time.
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(fd)
+
+
+def _default_mode(stage: str) -> int:
+    """Return the mode that a new file gets here; safetensors makes its own unreadable for others."""
+    path = os.path.join(stage, ".mode")
+    with open(path, "wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    os.unlink(path)
+    return mode
+
+
+def _make_durable(path: str, mode: int) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, mode)
+        os.fsync(fd)
+    except OSError as error:
+        # fsync does not know the name.
+        error.filename = path
+        raise
+    finally:
+        os.close(fd)

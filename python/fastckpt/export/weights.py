@@ -1,0 +1,235 @@
+"""The model's weights in a checkpoint: read without the rest of it, averages in their place if asked for."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastckpt import _load
+from fastckpt._bare_model import bare_name
+from fastckpt._native import Archive, Graph, Span, TensorInfo
+from fastckpt._outline import walk
+from fastckpt._state_dicts import find_state_dict, is_tensor
+from fastckpt._wording import some_names
+from fastckpt.errors import FormatError
+
+from .compact import compact, same_view
+
+_Progress = Callable[[int, int], None]
+
+#: Where training scripts put what the model is built from.
+CONFIG_KEY = "model_config"
+EMA_KEY = "ema_state_dict"
+# DistributedDataParallel and swa_utils.AveragedModel wrap a module so.
+_WRAPPED = "module."
+# swa_utils.AveragedModel counts in a buffer of this name.
+_AVERAGED_MODEL_COUNT = "n_averaged"
+
+
+@dataclass
+class Weights:
+    """The weights of one model, on the CPU, each group that shares memory in a storage of its own.
+
+    Attributes:
+        state: The state dict, of plain tensors and extra state, by the names of the bare model.
+        config: What the model is built from; None where the checkpoint does not say.
+        source: The file.
+        source_nbytes: Its size.
+        notes: What was done to the weights besides reading them.
+    """
+
+    state: dict[str, Any]
+    config: Any
+    source: str
+    source_nbytes: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_weights(
+    path: str | os.PathLike[str],
+    *,
+    use_ema: bool = False,
+    include_config: bool = True,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> Weights:
+    """Read the model's weights; the optimizer's state is not read. Every byte that is read is checked.
+
+    Raises:
+        OSError: The file cannot be read.
+        FormatError: It is no .pt file or a damaged one, or has no state dict of a model, or no averages
+            that fit it where they are asked for.
+        ChecksumError: Bytes have changed since they were written.
+        UnsafePickleError: It asks for something that ``weights_only=True`` does not allow.
+    """
+    archive = Archive.open(path)
+    if archive.kind != "torch":
+        raise FormatError(
+            f"{archive.path} is not a checkpoint of torch.save: it is a TorchScript archive or a zip "
+            "archive of another program",
+            path=archive.path,
+        )
+    graph = archive.decode()
+    outline = graph.outline()
+    keys, state = find_state_dict(outline, path=archive.path)
+    parts: list[Any] = [state]
+    if use_ema:
+        parts.append(_ema_state(outline, archive.path))
+    if include_config and isinstance(outline, dict):
+        parts.append(outline.get(CONFIG_KEY))
+    root = _load_parts(archive, graph, parts, threads, progress)
+    state = root
+    for key in keys:
+        state = state[key]
+    config = root.get(CONFIG_KEY) if include_config and keys else None
+    weights = Weights({}, config, archive.path, archive.nbytes)
+    named = _bare_state(state, weights)
+    if use_ema:
+        named = _with_averages(named, _ema_state(root, archive.path), weights)
+    weights.state = _like(state, compact(named))
+    return weights
+
+
+def _load_parts(
+    archive: Archive,
+    graph: Graph,
+    parts: list[Any],
+    threads: int | None,
+    progress: _Progress | None,
+) -> Any:
+    """Load the object without the tensors of which none is in `parts`, where that can be told."""
+    if graph.outside is not None or _load._byte_order(archive) != sys.byteorder:
+        # Only torch's unpickler can build it, and that builds all of it.
+        return _load.load_archive(archive, "cpu", threads=threads, progress=progress)
+    _load._look_for_checksums(archive, verify=True)
+    _load._check_sizes(archive, graph)
+    wanted = {leaf.key for _, leaf in walk(parts) if isinstance(leaf, TensorInfo)}
+    there = [info.key for info in graph.storages if info.key in wanted]
+    spans = archive.read(there, threads=threads, progress=progress)
+    by_key = dict(zip(there, spans, strict=True))
+    empty = torch.UntypedStorage(0)
+    memory: list[Span | torch.UntypedStorage] = [
+        by_key.get(info.key, empty) for info in graph.storages
+    ]
+    unwanted = {info.key for info in graph.storages} - wanted
+    return graph.without(unwanted).build(memory)
+
+
+def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """Return the items under the names that the bare model has, detached."""
+    names, _ = _bare_names(state, weights.source)
+    renamed = sum(name != key for key, name in names.items())
+    if renamed:
+        weights.notes.append(
+            f"{renamed} names are those of the bare model: the parts that torch.compile and "
+            "DistributedDataParallel put in front of them are left out"
+        )
+    return {
+        names[key]: value.detach() if isinstance(value, Tensor) else value
+        for key, value in state.items()
+    }
+
+
+def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], int]:
+    """Return the bare model's names by the keys, and how often a wrapper was around all of it."""
+    names = {key: bare_name(str(key)) for key in state}
+    # A model may have a part of this name, so it counts as a wrapper's only where every key has it.
+    wrapped = 0
+    while names and all(name.startswith(_WRAPPED) for name in names.values()):
+        wrapped += 1
+        names = {key: name.removeprefix(_WRAPPED) for key, name in names.items()}
+    first: dict[str, str] = {}
+    for key, name in names.items():
+        if first.setdefault(name, key) != key:
+            raise FormatError(
+                f"{path} has {first[name]!r} and {key!r}, which both mean the tensor {name!r}",
+                path=path,
+            )
+    return names, wrapped
+
+
+def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
+    """Keep the versions of modules that ``Module.state_dict`` has noted on its dict."""
+    metadata = getattr(state, "_metadata", None)
+    if not isinstance(metadata, Mapping):
+        return named
+    _, wrapped = _bare_names(state, "")
+    kept = OrderedDict()
+    for key, versions in metadata.items():
+        # The keys are modules: that of a wrapper itself is dropped, the one in it has the empty name.
+        name = f"{bare_name(str(key))}." if bare_name(str(key)) else ""
+        if name.startswith(_WRAPPED * wrapped):
+            kept[name.removeprefix(_WRAPPED * wrapped).removesuffix(".")] = versions
+    result = OrderedDict(named)
+    result._metadata = kept  # type: ignore[attr-defined]
+    return result
+
+
+# Averages.
+
+
+def _ema_state(root: Any, path: str) -> Mapping[str, Any]:
+    """Return the averages: the parameters of an EMAModel, or any dict of tensors."""
+    ema = root.get(EMA_KEY) if isinstance(root, dict) else None
+    if not isinstance(ema, dict):
+        raise FormatError(
+            f"{path} has no moving averages: expected a dict under the key {EMA_KEY!r}; without "
+            "use_ema (--ema) the model's own weights are exported",
+            path=path,
+        )
+    parameters, buffers = ema.get("parameters"), ema.get("buffers")
+    if isinstance(parameters, dict) and isinstance(buffers, dict):
+        return {**parameters, **buffers}
+    tensors = {key: value for key, value in ema.items() if key != _AVERAGED_MODEL_COUNT}
+    if not tensors or not all(map(is_tensor, tensors.values())):
+        raise FormatError(
+            f"what {path} has under {EMA_KEY!r} is neither the state of an EMAModel nor a dict of "
+            "tensors",
+            path=path,
+        )
+    return tensors
+
+
+def _with_averages(
+    state: dict[str, Any], ema: Mapping[str, Any], weights: Weights
+) -> dict[str, Any]:
+    """Put the averages in the place of the weights, in the weights' own dtypes."""
+    averages = dict(zip(_bare_names(ema, weights.source)[0].values(), ema.values(), strict=True))
+    unknown = [name for name in averages if not isinstance(state.get(name), Tensor)]
+    if unknown:
+        raise FormatError(
+            f"{weights.source} has averages of tensors that its model does not have: "
+            f"{some_names(unknown)}",
+            path=weights.source,
+        )
+    for name, average in averages.items():
+        if average.shape != state[name].shape:
+            raise FormatError(
+                f"the average of {name!r} in {weights.source} has the shape {tuple(average.shape)}, "
+                f"expected the model's, {tuple(state[name].shape)}",
+                path=weights.source,
+            )
+    result = dict(state)
+    # A tied weight has one average and two names.
+    tied = {same_view(state[name]): name for name in averages}
+    for name, value in state.items():
+        original = tied.get(same_view(value)) if isinstance(value, Tensor) else None
+        if original is not None:
+            if result[original] is state[original]:
+                result[original] = averages[original].to(state[original].dtype)
+            result[name] = result[original]
+    kept = sum(result[name] is state[name] for name in state)
+    weights.notes.append(
+        f"{len(state) - kept} of {len(state)} tensors are moving averages"
+        + ("; the others are the model's own: buffers and frozen parameters" if kept else "")
+    )
+    return result
