@@ -26,9 +26,11 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._copy import CopyReport, copy_checkpoint
     from ._gc import GcReport, collect_garbage
     from ._load import load
     from ._native import __version__
+    from ._prune import PruneReport, prune
     from ._repair import repair
     from ._repair_report import RepairReport
     from ._save import save
@@ -50,11 +52,13 @@ __all__ = [
     "CheckpointError",
     "ChecksumError",
     "CommitUnknownError",
+    "CopyReport",
     "FileReport",
     "FormatError",
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "PruneReport",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -63,6 +67,7 @@ __all__ = [
     "barrier_commit",
     "build_model",
     "collect_garbage",
+    "copy_checkpoint",
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
@@ -71,6 +76,7 @@ __all__ = [
     "load_model",
     "load_model_from_dir",
     "load_optimizer_state",
+    "prune",
     "repair",
     "save",
     "save_checkpoint",
@@ -84,7 +90,9 @@ _MODULES = {
     "repair": "_repair",
     "RepairReport": "_repair_report",
     "save": "_save",
+    **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
+    **dict.fromkeys(("PruneReport", "prune"), "_prune"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(
         (
