@@ -34,6 +34,6 @@ def expendable_steps(
     ordered = sorted(set(steps))
     if keep is None:
         return []
-    newest = set(ordered[len(ordered) - keep :] if keep else [])
+    newest = set(ordered[max(0, len(ordered) - keep) :])
     periodic = {step for step in ordered if keep_every and step % keep_every == 0}
     return [step for step in ordered if step not in newest | periodic | set(protected)]
