@@ -130,6 +130,8 @@ class CopyReport:
         if not self.checkpoints:
             return Outcome.NOT_FOUND.value
         outcomes = {each.outcome for each in self.checkpoints}
+        if outcomes == {Outcome.SKIPPED}:
+            return Outcome.INCOMPLETE.value
         return next((each.value for each in _PRECEDENCE if each in outcomes), "good")
 
     @property

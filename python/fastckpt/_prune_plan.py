@@ -173,7 +173,9 @@ def _best_of(family: Family, counted: list[Candidate], options: Options) -> list
         newest = counted[-1]
         metric, mode = newest.best_by
         if metric is not None:
-            best.append(best_candidate(counted, metric, mode or "min"))
+            # Which end is the best one, a file may leave open: then neither goes.
+            modes = ("min", "max") if mode is None else (mode,)
+            best += [best_candidate(counted, metric, each) for each in modes]
         elif newest.best_metric is not None:
             # Its file does not say of what: any number that equals it.
             best += [each for each in counted if newest.best_metric in each.metrics.values()]

@@ -102,7 +102,7 @@ def messages(report: CopyReport) -> Iterator[tuple[str, str]]:
         yield "hint", f"fastckpt verify {source} lists all that is damaged; copy another step"
     if Outcome.CONFLICT in outcomes:
         yield "hint", "copy to another directory, or remove what is in the way if nobody needs it"
-    if Outcome.INCOMPLETE in outcomes:
+    if report.status == "incomplete":
         yield "hint", f"fastckpt verify --quick {source} says which steps are whole"
     if Outcome.IO_ERROR in outcomes:
         yield "hint", "the same command again goes on from here"

@@ -32,7 +32,7 @@ def report_lines(report: PruneReport) -> Iterator[Line]:
 
 
 def _verdict_line(report: PruneReport) -> Line:
-    if report.blocked:
+    if report.blocked and not report.files:
         return Line(
             "NOTHING DELETED: nothing that would stay is known to be good", "NOTHING", "red"
         )
