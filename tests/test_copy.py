@@ -546,7 +546,7 @@ def test_kills_at_random_moments_leave_whole_steps_and_copying_goes_on(tmp_path:
     rng = random.Random(5)
     seconds = 0.0
     stages = set()
-    for case in range(8):
+    for case in range(5):
         to = tmp_path / f"to{case}"
         command = [sys.executable, "-c", CHILD, "copy", str(source), "--to", str(to)]
         # Killed twice, so that leftovers of one meet the next; the first run is not killed.
@@ -609,6 +609,15 @@ def test_text(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:
         f"hint: fastckpt verify {runs} lists all that is damaged; copy another step\n"
         f"note: 1 other name in {runs}, not of a checkpoint, not copied: tokenizer.json\n"
     )
+
+
+def test_the_hint_names_what_verify_takes(
+    runs: Path, to: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(runs / "model_000001.pt")
+    assert run(["copy", f"{runs}@1", "--to", str(to)]) == 1
+    hint = f"hint: fastckpt verify {runs} lists all that is damaged; copy another step\n"
+    assert capsys.readouterr().err == hint
 
 
 def test_json(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -86,6 +86,7 @@ def copy_checkpoint(
     ]
     return CopyReport(
         source=path,
+        directory=selection.directory,
         to=target,
         checkpoints=(*done, *missing),
         others=tuple(selection.others),

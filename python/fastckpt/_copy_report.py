@@ -100,7 +100,8 @@ class CopyReport:
     """What `fastckpt.copy_checkpoint` did.
 
     Attributes:
-        source: What was to be copied.
+        source: What was to be copied, as it was named.
+        directory: The directory that it is in.
         to: The directory it was copied to.
         checkpoints: Everything that was to be copied, in this order.
         others: Names of files in the source's directory that are part of no checkpoint, and were not
@@ -109,6 +110,7 @@ class CopyReport:
     """
 
     source: str
+    directory: str
     to: str
     checkpoints: tuple[CopiedCheckpoint, ...]
     others: tuple[str, ...]

@@ -88,7 +88,7 @@ def _file_lines(file: CopiedFile) -> Iterator[Line]:
 
 def messages(report: CopyReport) -> Iterator[tuple[str, str]]:
     """Yield (kind, text) of what belongs on stderr."""
-    source = printable(report.source)
+    source = printable(report.directory)
     if not report.checkpoints:
         yield (
             "hint",
@@ -116,6 +116,7 @@ def report_document(report: CopyReport) -> dict[str, Any]:
     """Return the report as JSON values. Paths that are not UTF-8 have lone surrogates."""
     return {
         "source": report.source,
+        "directory": report.directory,
         "to": report.to,
         "copied_nbytes": report.copied_nbytes,
         "seconds": round(report.seconds, 6),
