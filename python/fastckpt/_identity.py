@@ -16,9 +16,13 @@ class Identity(NamedTuple):
 
 
 def identity(path: str) -> Identity | None:
-    """Return which file is at a path; None where there is none."""
+    """Return which file is at a path; None where there is none.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
     try:
         status = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

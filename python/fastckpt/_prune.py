@@ -124,16 +124,21 @@ def _remove(plans: Iterable[Plan], removal: Removal) -> dict[str, str]:
     for plan in plans:
         what = "model" if plan.family.kind == "nanochat" else "checkpoint"
         for each in plan.expendable:
-            if each.has_changed():
-                kept.update(dict.fromkeys(each.paths, "kept, since it was saved again meanwhile"))
-            else:
-                kept.update(
-                    removal.unlink_in_order(each.directory, each.first, each.rest, what=what)
-                )
+            kept.update(_remove_one(each, removal, what))
         if plan.leftovers:
             directory = os.path.dirname(plan.leftovers[0])
             kept.update(removal.unlink_in_order(directory, (), plan.leftovers, what=what))
     return kept
+
+
+def _remove_one(each: Candidate, removal: Removal, what: str) -> dict[str, str]:
+    try:
+        has_changed = each.has_changed()
+    except OSError as error:
+        return dict.fromkeys(each.paths, f"kept: {removal.fail(error, each.first[0])}")
+    if has_changed:
+        return dict.fromkeys(each.paths, "kept, since it was saved again meanwhile")
+    return removal.unlink_in_order(each.directory, each.first, each.rest, what=what)
 
 
 class _Reporter:

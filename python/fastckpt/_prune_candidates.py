@@ -75,7 +75,11 @@ class Candidate:
         return (self.step, -1 if self.epoch is None else self.epoch)
 
     def has_changed(self) -> bool:
-        """Whether a file of `first` is another one now, or not there any more."""
+        """Whether a file of `first` is another one now, or not there any more.
+
+        Raises:
+            OSError: That cannot be seen.
+        """
         return [identity(path) for path in self.first] != self.identities
 
 
@@ -140,8 +144,8 @@ def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
         first=[os.path.join(directory, name) for name in [files.model] if name is not None],
         rest=[os.path.join(directory, name) for name in names],
     )
-    candidate.identities = [identity(path) for path in candidate.first]
     try:
+        candidate.identities = [identity(path) for path in candidate.first]
         save = read_save(directory, files.step, optimizer=True)
     except FileNotFoundError as error:
         # IncompleteCheckpointError is one too.
@@ -214,10 +218,10 @@ def _checkpoint(directory: str, files: ManagerFiles, fail: Fail) -> Candidate:
         first=[os.path.join(directory, name) for name in [files.name] if name is not None],
         rest=[os.path.join(directory, name) for name in files.rank_names()],
     )
-    candidate.identities = [identity(path) for path in candidate.first]
     candidate.loads = candidate.paths
     (path,) = candidate.first
     try:
+        candidate.identities = [identity(path)]
         root = read_root(path)
     except CheckpointError as error:
         candidate.problem, candidate.is_damaged = str(error), True

@@ -153,11 +153,18 @@ class Plan:
         for files in self.family.orphans:
             for name in files.rank_names() if files.step < newest.step else ():
                 path = os.path.join(newest.directory, name)
-                found = identity(path)
                 # A run that was started again from an early step has newer ones below.
-                if found is not None and found.changed_ns <= written:
+                if self._is_older(path, written):
                     paths.append(path)
         return paths
+
+    def _is_older(self, path: str, changed_ns: int) -> bool:
+        try:
+            found = identity(path)
+        except OSError as error:
+            self._removal.fail(error, path)
+            return False
+        return found is not None and found.changed_ns <= changed_ns
 
 
 def _is_held(candidate: Candidate) -> bool:
@@ -185,10 +192,10 @@ def _best_of(family: Family, counted: list[Candidate], options: Options) -> list
 
 def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:
     """Return the checkpoints that a second name, or a copy, is of."""
-    linked = [each for each in counted if identity(path) in each.identities]
-    if linked:
-        return linked
     try:
+        linked = [each for each in counted if identity(path) in each.identities]
+        if linked:
+            return linked
         root = read_root(path)
     except (CheckpointError, OSError):
         # It is damaged or gone, and says nothing; it is not touched either.
