@@ -48,7 +48,7 @@ def test_ranks_save_a_step_together_and_miss_a_lost_shard(tmp_path: Path) -> Non
 def test_manager_loop_goes_on_exactly_after_a_kill(tmp_path: Path) -> None:
     whole = losses_of(example("manager_loop", tmp_path / "undisturbed", "--steps", "30"))
     directory = tmp_path / "killed"
-    command = [sys.executable, "-m", "examples.manager_loop", directory, "--steps", "30"]
+    command = [sys.executable, "-m", "examples.manager_loop", str(directory), "--steps", "30"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import fastckpt
-from fastckpt import _gc, collect_garbage
+from fastckpt import _removal, collect_garbage
 from fastckpt._gc import GarbageKind, StepState
 from fastckpt._survey import kept_name
 from fastckpt.cli.app import run
@@ -364,7 +364,7 @@ def test_a_crash_while_a_step_is_removed_leaves_nothing_that_looks_whole(
         return call
 
     monkeypatch.setattr(os, "unlink", then(os.unlink, ""))
-    monkeypatch.setattr(_gc, "_sync_directory", then(_gc._sync_directory, "fsync"))
+    monkeypatch.setattr(_removal, "sync_directory", then(_removal.sync_directory, "fsync"))
     if calls < 5:
         with pytest.raises(Crash):
             collect_garbage(abandoned, incomplete=True)

@@ -26,11 +26,13 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._copy import CopyReport, copy_checkpoint
     from ._gc import GcReport, collect_garbage
     from ._inspect_report import FileContents
     from ._inspect_runs import DirectoryContents, inspect
     from ._load import load
     from ._native import __version__
+    from ._prune import PruneReport, prune
     from ._repair import repair
     from ._repair_report import RepairReport
     from ._save import save
@@ -58,17 +60,19 @@ __all__ = [
     "CheckpointManager",
     "ChecksumError",
     "CommitUnknownError",
+    "CopyReport",
     "DirectoryContents",
-    "FileContents",
     "EMAModel",
     "ExportReport",
+    "FileContents",
     "FileReport",
     "FormatError",
     "GcReport",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
-    "ModelSelector",
     "ModelExporter",
+    "ModelSelector",
+    "PruneReport",
     "RepairReport",
     "StepReport",
     "UnsafePickleError",
@@ -77,6 +81,7 @@ __all__ = [
     "barrier_commit",
     "build_model",
     "collect_garbage",
+    "copy_checkpoint",
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
@@ -86,6 +91,7 @@ __all__ = [
     "load_model",
     "load_model_from_dir",
     "load_optimizer_state",
+    "prune",
     "repair",
     "resume_training",
     "save",
@@ -105,7 +111,9 @@ _MODULES = {
     "RepairReport": "_repair_report",
     "save": "_save",
     **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
+    **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
+    **dict.fromkeys(("PruneReport", "prune"), "_prune"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(
         (

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable
 
 from . import _native
 from ._gc_report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
+from ._removal import Removal
 from ._replaced import superseded_names
 from ._step_parts import own_name
 from ._step_saves import read_save
@@ -89,8 +89,8 @@ class _Collection:
         self._files: list[GarbageFile] = []
         self._steps: list[UnfinishedStep] = []
         self._live: list[str] = []
-        self._errors: list[tuple[str, str]] = []
-        self._space = _Space()
+        self._removal = Removal()
+        self._space = self._removal.space
         self.not_found: list[str] = []
 
     def report(self) -> GcReport:
@@ -99,7 +99,7 @@ class _Collection:
             files=tuple(self._files),
             steps=tuple(self._steps),
             live=tuple(self._live),
-            errors=tuple(self._errors),
+            errors=tuple(self._removal.errors),
             not_found=tuple(self.not_found),
             freed_nbytes=self._space.freed_nbytes(),
             dry_run=self._dry_run,
@@ -108,9 +108,7 @@ class _Collection:
 
     def fail(self, error: OSError, path: str) -> str:
         """Note an error; return its words."""
-        words = error.strerror or str(error)
-        self._errors.append((os.fsdecode(error.filename or path), words))
-        return words
+        return self._removal.fail(error, path)
 
     def clean(self, directory: Directory) -> None:
         """Find and remove the garbage of one directory, those below it left out."""
@@ -202,39 +200,17 @@ class _Collection:
     def _remove_step(self, step: UnfinishedStep) -> bool:
         """Remove the files of a step, or list them; tell whether all are gone."""
         sizes = {path: self._space.look(path) for path in step.files}
-        errors = {} if self._dry_run else self._unlink_in_order(step)
+        errors = {}
+        if not self._dry_run:
+            models = [path for path in step.files if _is_model(path)]
+            others = [path for path in step.files if not _is_model(path)]
+            errors = self._removal.unlink_in_order(step.directory, models, others, what="model")
         for path, nbytes in sizes.items():
             error_text = errors.get(path)
             removed = error_text is None and not self._dry_run
             kind = GarbageKind.INCOMPLETE
             self._add(GarbageFile(path, kind, nbytes, removed, step.step, error_text))
         return not self._dry_run and not errors
-
-    def _unlink_in_order(self, step: UnfinishedStep) -> dict[str, str]:
-        """Remove models first, make that durable, then remove the rest; return what failed."""
-        models = [path for path in step.files if _is_model(path)]
-        others = [path for path in step.files if not _is_model(path)]
-        errors = self._unlink(models)
-        if errors:
-            # With a model there, the rest of its files is what makes it whole.
-            return {**errors, **dict.fromkeys(others, "kept, since the model could not be removed")}
-        try:
-            _sync_directory(step.directory)
-        except OSError as error:
-            words = self.fail(error, step.directory)
-            return dict.fromkeys(others, f"kept, since the directory could not be synced: {words}")
-        return self._unlink(others)
-
-    def _unlink(self, paths: list[str]) -> dict[str, str]:
-        errors = {}
-        for path in paths:
-            try:
-                os.unlink(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                errors[path] = self.fail(error, path)
-        return errors
 
     def _add(self, file: GarbageFile) -> None:
         self._files.append(file)
@@ -316,39 +292,6 @@ class _StepJudge:
         return sorted(paths, key=lambda path: (not _is_model(path), _role(path) == "manifest"))
 
 
-class _Space:
-    """The disk space that goes with names: a file with another name elsewhere keeps its own."""
-
-    def __init__(self) -> None:
-        self._files: dict[str, tuple[tuple[int, int], int, int]] = {}
-        self._counted: Counter[tuple[int, int]] = Counter()
-
-    def look(self, path: str) -> int:
-        """Return the size of a file, before it is removed."""
-        try:
-            status = os.lstat(path)
-        except OSError:
-            return 0
-        key = (status.st_dev, status.st_ino)
-        self._files.setdefault(path, (key, status.st_size, status.st_nlink))
-        return status.st_size
-
-    def count(self, path: str) -> None:
-        """Count a name as gone."""
-        if path in self._files:
-            self._counted[self._files[path][0]] += 1
-
-    def freed_nbytes(self) -> int:
-        """Size of the files all of whose names are gone."""
-        sizes: dict[tuple[int, int], int] = {}
-        # A name that was looked at after another had gone has the lower count.
-        names: Counter[tuple[int, int]] = Counter()
-        for key, nbytes, links in self._files.values():
-            sizes[key] = nbytes
-            names[key] = max(names[key], links)
-        return sum(sizes[key] for key, gone in self._counted.items() if gone >= names[key])
-
-
 def _are_ours(directory: str, files: StepFiles) -> bool:
     """Whether fastckpt has written all archives of a step."""
     names = [*filter(None, [files.model]), *files.shards.values()]
@@ -389,8 +332,3 @@ def _size(path: str) -> int:
         return os.lstat(path).st_size
     except OSError:
         return 0
-
-
-def _sync_directory(path: str) -> None:
-    with _native.Commit() as commit:
-        commit.sync_directory(path)

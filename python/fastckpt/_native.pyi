@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 __all__ = [
     "Archive",
     "Commit",
+    "Copied",
     "Damage",
     "FileReport",
     "Graph",
@@ -275,6 +276,17 @@ class Written:
         """Second half of its serialization id: 20 digits, a hash over the CRCs of its records."""
 
 @final
+class Copied:
+    """What became of a copy."""
+
+    @property
+    def report(self) -> FileReport:
+        """What verifying its bytes found; no records and no checksums where that was not asked for."""
+    @property
+    def unkept(self) -> str | None:
+        """Why it could not get the mode, the access control list or the time of the original."""
+
+@final
 class Commit:
     """Files that are written under temporary names and then made visible, in the order asked for.
 
@@ -316,6 +328,26 @@ class Commit:
         """
     def write_bytes(self, path: _Path, data: bytes) -> None:
         """Write a small file beside `path`, under a temporary name."""
+    def write_bytes_like(self, path: _Path, data: bytes, original: _Path) -> str | None:
+        """The same, with mode, access control list and time of the file `original`.
+
+        Returns why they could not be kept, None if they could.
+        """
+    def copy_file(
+        self,
+        path: _Path,
+        source: _Path,
+        *,
+        verify: bool = True,
+        threads: int | None = None,
+        direct: bool | None = None,
+        progress: _Progress | None = None,
+    ) -> Copied:
+        """Copy the file `source` beside `path`, under a temporary name, with its mode and time.
+
+        With `verify` it is an archive, and the bytes that are written are those whose checksums
+        were compared. With any damage in the report there is nothing to publish.
+        """
     def keep(self, path: _Path, kept: str) -> bool:
         """Give the file at `path` the hidden name `kept` too; False where there is none.
 

@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from ._manifest import read_manifest
 from ._small_file import META_NBYTES_MAX, read_small_file
@@ -34,6 +35,9 @@ from ._verify_report import (
     worst,
 )
 from .errors import CheckpointError, FormatError, IncompleteCheckpointError
+
+if TYPE_CHECKING:
+    from . import _native
 
 __all__ = ["Damage", "FileReport", "Status", "StepReport", "VerifyReport", "verify"]
 
@@ -274,7 +278,7 @@ class _FileCheck:
         )
 
     def _look(self, path: str, role: Role) -> FileReport:
-        head, nbytes, mode = _read_head(path)
+        head, nbytes, mode = read_head(path)
         if not stat.S_ISREG(mode):
             return _damaged(path, role, 0, f"{kind_of(mode)}, not a file")
         if nbytes == 0:
@@ -283,9 +287,9 @@ class _FileCheck:
             return _verify_meta(path, nbytes)
         if role == "manifest":
             return _verify_manifest(path, nbytes)
-        old_format = _old_format(head)
-        if old_format:
-            message = f"{old_format}: no checksums in this format"
+        old = old_format(head)
+        if old is not None:
+            message = f"{old}: no checksums in this format"
             return FileReport(path, role, Status.UNCHECKED, nbytes=nbytes, message=message)
         return self._verify_archive(path, role)
 
@@ -304,41 +308,7 @@ class _FileCheck:
             script = self._verify_torchscript(path, role)
             if script is not None:
                 return script
-        damages = tuple(
-            Damage(
-                path=path,
-                record=damage.record,
-                tensors=tuple(damage.tensors),
-                offset=damage.offset,
-                nbytes=damage.nbytes,
-                expected=damage.expected,
-                found=damage.found,
-                detail=damage.detail,
-            )
-            for damage in found.damages
-        )
-        status, message = Status.GOOD, None
-        if damages:
-            status = Status.DAMAGED
-        elif found.checksums == "none":
-            status = Status.UNCHECKED
-            message = "its writer switched checksums off: only the structure was checked"
-        elif found.checksums == "metadata":
-            status = Status.UNCHECKED
-            message = "its writer left out the checksums of the tensors (skip_data)"
-        elif not found.headers_covered:
-            message = "not the framing of any torch version: bytes between records are not covered"
-        return FileReport(
-            path=path,
-            role=role,
-            status=status,
-            nbytes=found.nbytes,
-            records=found.records,
-            checksums=found.checksums,
-            headers_covered=found.headers_covered,
-            damages=damages,
-            message=message,
-        )
+        return archive_report(path, role, found)
 
     def _verify_torchscript(self, path: str, role: Role) -> FileReport | None:
         from ._torchscript import verify_torchscript
@@ -364,7 +334,46 @@ class _FileCheck:
             self._progress(min(self._done + done_in_file, self._nbytes), self._nbytes)
 
 
-def _read_head(path: str) -> tuple[bytes, int, int]:
+def archive_report(path: str, role: Role, found: _native.FileReport) -> FileReport:
+    """Return what the core found in an archive, with the verdict."""
+    damages = tuple(
+        Damage(
+            path=path,
+            record=damage.record,
+            tensors=tuple(damage.tensors),
+            offset=damage.offset,
+            nbytes=damage.nbytes,
+            expected=damage.expected,
+            found=damage.found,
+            detail=damage.detail,
+        )
+        for damage in found.damages
+    )
+    status, message = Status.GOOD, None
+    if damages:
+        status = Status.DAMAGED
+    elif found.checksums == "none":
+        status = Status.UNCHECKED
+        message = "its writer switched checksums off: only the structure was checked"
+    elif found.checksums == "metadata":
+        status = Status.UNCHECKED
+        message = "its writer left out the checksums of the tensors (skip_data)"
+    elif not found.headers_covered:
+        message = "not the framing of any torch version: bytes between records are not covered"
+    return FileReport(
+        path=path,
+        role=role,
+        status=status,
+        nbytes=found.nbytes,
+        records=found.records,
+        checksums=found.checksums,
+        headers_covered=found.headers_covered,
+        damages=damages,
+        message=message,
+    )
+
+
+def read_head(path: str) -> tuple[bytes, int, int]:
     """Return the first bytes of a file, its size and its mode."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -378,7 +387,8 @@ def _read_head(path: str) -> tuple[bytes, int, int]:
         os.close(fd)
 
 
-def _old_format(head: bytes) -> str | None:
+def old_format(head: bytes) -> str | None:
+    """Say which format without records a file is in, by its first bytes; None if in none."""
     if head.startswith(_LEGACY_MAGIC):
         return "not a zip archive (torch.save before 1.6, or the old serialization)"
     magic = head[_TAR_MAGIC_OFFSET : _TAR_MAGIC_OFFSET + len(_TAR_MAGIC)]

@@ -8,8 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from fastckpt.cli import exit_codes, gc, inspect, repair, top, verify
-from fastckpt.cli import exit_codes, export, gc, repair, verify
+from fastckpt.cli import copy, exit_codes, export, gc, inspect, prune, repair, top, verify
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -53,6 +52,8 @@ app.command(name="top", epilog=top.EPILOG)(top.top)
 app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
 app.command(name="export", epilog=export.EPILOG)(export.export)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
+app.command(name="prune", epilog=prune.EPILOG)(prune.prune)
+app.command(name="copy", epilog=copy.EPILOG)(copy.copy)
 
 
 def run(args: list[str]) -> int:

@@ -29,6 +29,10 @@ const PIECE_NBYTES: usize = 512 << 10;
 /// there; the number doubles with each miss. Asking is not free: the kernel starts to read ahead.
 const MAX_UNASKED: u32 = 64;
 
+/// Takes a chunk of a file, in any order and from several threads. The buffer begins with the block
+/// that has the chunk's first byte, and has whole blocks, of which the rest may be overwritten.
+pub(crate) type HandOn<'a> = &'a (dyn Fn(&mut [u8], &Range<u64>) -> Result<()> + Sync);
+
 /// One open file, of which the size was taken when it was opened.
 #[derive(Debug)]
 pub(crate) struct Source {
@@ -235,6 +239,18 @@ impl Source {
         observer: &mut dyn Observer,
         look: &(dyn Fn(u64, &[u8]) + Sync),
     ) -> Result<()> {
+        self.sweep_on(ranges, threads, observer, look, &|_buffer, _chunk| Ok(()))
+    }
+
+    /// The same, and hands each chunk on once `look` has seen all of it.
+    pub(crate) fn sweep_on(
+        &self,
+        ranges: &[Range<u64>],
+        threads: usize,
+        observer: &mut dyn Observer,
+        look: &(dyn Fn(u64, &[u8]) + Sync),
+        hand_on: HandOn<'_>,
+    ) -> Result<()> {
         let chunks = chunks_of(ranges, CHUNK_NBYTES as u64);
         // No more than is needed: a huge page for each small file costs more than reading it.
         let blocks = |chunk: &Range<u64>| chunk.end - block_start(chunk.start);
@@ -251,6 +267,7 @@ impl Source {
                 self.read_chunk(chunk, buffer.as_mut_slice(), &mut |offset, bytes| {
                     look(offset, bytes);
                 })?;
+                hand_on(buffer.as_mut_slice(), chunk)?;
                 job.advance(chunk.end - chunk.start);
                 Ok(())
             },

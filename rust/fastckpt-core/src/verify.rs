@@ -19,6 +19,7 @@ use crate::error::{Error, Phase, Result};
 use crate::files::Files;
 use crate::job::{Observer, default_threads, lock};
 use crate::read::{Archive, Inspection, Mismatch, Selection, intersection, merge_near, within};
+use crate::source::HandOn;
 
 /// How a file is verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,6 +95,17 @@ pub fn verify_archive(
     options: &VerifyOptions,
     observer: &mut dyn Observer,
 ) -> Result<FileReport> {
+    verify_on(archive, options, observer, &|_buffer, _chunk| Ok(()))
+}
+
+/// The same, and hands each chunk on once it has been looked at: what is handed on is what the
+/// report is about, byte for byte.
+pub(crate) fn verify_on(
+    archive: &Archive,
+    options: &VerifyOptions,
+    observer: &mut dyn Observer,
+    hand_on: HandOn<'_>,
+) -> Result<FileReport> {
     let index = archive.index();
     // Without torch's layout, the index has read the local headers itself.
     let headers_owed = index.layout().is_some();
@@ -109,12 +121,13 @@ pub fn verify_archive(
     let threads = options
         .threads
         .map_or_else(default_threads, NonZeroUsize::get);
+    let look = |offset: u64, bytes: &[u8]| {
+        payloads.look(offset, bytes);
+        gaps.look(offset, bytes);
+    };
     archive
         .source()
-        .sweep(&ranges, threads, observer, &|offset, bytes| {
-            payloads.look(offset, bytes);
-            gaps.look(offset, bytes);
-        })?;
+        .sweep_on(&ranges, threads, observer, &look, hand_on)?;
     let gap_damages = gaps.finish(index);
     // Where torch did not write the file, nothing is known of what lies between its records.
     let headers_covered = framing.is_torch(gap_damages.len());
@@ -155,7 +168,19 @@ impl Damage {
 }
 
 impl FileReport {
-    fn unreadable(nbytes: u64, detail: String) -> Self {
+    /// Of a file at which nobody looked.
+    pub(crate) fn unchecked(nbytes: u64) -> Self {
+        Self {
+            nbytes,
+            records: 0,
+            checksums: Checksums::None,
+            headers_covered: false,
+            damages: Vec::new(),
+        }
+    }
+
+    /// Of a file whose directory cannot be read.
+    pub(crate) fn unreadable(nbytes: u64, detail: String) -> Self {
         Self {
             nbytes,
             records: 0,

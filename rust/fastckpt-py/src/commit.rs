@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fastckpt_core::commit::Commit;
+use fastckpt_core::commit::{Commit, Copied, CopyOptions};
 use fastckpt_core::files::RealFiles;
 use fastckpt_core::job::Stop;
 use fastckpt_core::write::{
@@ -22,6 +22,7 @@ use pyo3::types::PyMemoryView;
 use crate::buffers::HeldStorage;
 use crate::detach::{Raised, detached, detached_quietly};
 use crate::stagers::PyStager;
+use crate::verify::PyFileReport;
 
 /// Files that are written under temporary names and made visible in the order asked for.
 #[pyclass(name = "Commit", module = "fastckpt._native")]
@@ -157,6 +158,46 @@ impl PyCommit {
         }
     }
 
+    fn write_bytes_like(
+        &mut self,
+        py: Python<'_>,
+        path: PathBuf,
+        data: Vec<u8>,
+        original: PathBuf,
+    ) -> PyResult<Option<String>> {
+        let commit = self.open()?;
+        detached(py, None, &Raised::default(), |observer| {
+            commit.write_bytes_like(&path, &data, &original, observer)
+        })
+    }
+
+    #[pyo3(signature = (path, source, *, verify=true, threads=None, direct=None, progress=None))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of a Python function"
+    )]
+    fn copy_file(
+        &mut self,
+        py: Python<'_>,
+        path: PathBuf,
+        source: PathBuf,
+        verify: bool,
+        threads: Option<NonZeroUsize>,
+        direct: Option<bool>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<PyCopied> {
+        let options = CopyOptions {
+            verify,
+            threads,
+            direct,
+        };
+        let commit = self.open()?;
+        detached(py, progress, &Raised::default(), |observer| {
+            commit.copy_file(&path, &source, &options, observer)
+        })
+        .map(PyCopied)
+    }
+
     fn publish(&mut self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<()> {
         let commit = self.open()?;
         detached(py, None, &Raised::default(), |observer| {
@@ -171,6 +212,23 @@ impl PyCommit {
         self.commit
             .as_mut()
             .ok_or_else(|| PyRuntimeError::new_err("this commit has ended"))
+    }
+}
+
+/// What became of a copy.
+#[pyclass(frozen, name = "Copied", module = "fastckpt._native")]
+pub(crate) struct PyCopied(Copied);
+
+#[pymethods]
+impl PyCopied {
+    #[getter]
+    fn report(&self) -> PyFileReport {
+        PyFileReport(self.0.report.clone())
+    }
+
+    #[getter]
+    fn unkept(&self) -> Option<&str> {
+        self.0.unkept.as_deref()
     }
 }
 

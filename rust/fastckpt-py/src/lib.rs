@@ -33,7 +33,7 @@ mod _native {
     #[pymodule_export]
     use crate::buffers::{PyMemory, PySpan};
     #[pymodule_export]
-    use crate::commit::{PyCommit, PyWritten, archive_nbytes, write_archive_to};
+    use crate::commit::{PyCommit, PyCopied, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
     #[pymodule_export]

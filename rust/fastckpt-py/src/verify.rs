@@ -54,7 +54,7 @@ impl PyDamage {
 
 /// What verifying one .pt file found.
 #[pyclass(frozen, name = "FileReport", module = "fastckpt._native")]
-pub(crate) struct PyFileReport(FileReport);
+pub(crate) struct PyFileReport(pub(crate) FileReport);
 
 #[pymethods]
 impl PyFileReport {

@@ -15,6 +15,7 @@ use crate::job::{self, Observer};
 use crate::stale;
 use crate::write::{self, ArchivePlan, SaveStager, WriteOptions, Written};
 
+mod copy;
 mod keep;
 mod resolve;
 mod space;
@@ -22,7 +23,9 @@ mod temp;
 
 use keep::MovedAside;
 use resolve::Destination;
-use temp::TempFile;
+use temp::{NEW_FILE_MODE, TempFile};
+
+pub use copy::{Copied, CopyOptions};
 
 /// Files that are written one after the other and published in an order of the caller's choice.
 ///
@@ -166,27 +169,48 @@ impl Commit {
         observer: &mut dyn Observer,
         fill: impl FnOnce(&Arc<dyn File>, &Path, bool, &mut dyn Observer) -> Result<T>,
     ) -> Result<T> {
+        let (new, direct) = self.begin(path, NEW_FILE_MODE, direct)?;
+        let filled = fill(&new.temp.file, path, direct, observer);
+        self.finish(new, nbytes, filled, observer)
+    }
+
+    /// Creates the temporary file of a file to come; `mode` is for one that replaces nothing. Tells
+    /// whether direct I/O is on.
+    fn begin(&mut self, path: &Path, mode: u32, direct: bool) -> Result<(Pending, bool)> {
         let destination = self.resolve(path)?;
         self.sweep(&destination);
-        let (temp, direct) = TempFile::create(&*self.files, path, &destination, direct)?;
-        let filled = fill(&temp.file, path, direct, observer).and_then(|filled| {
+        let (temp, direct) = TempFile::create(&*self.files, path, &destination, mode, direct)?;
+        let pending = Pending {
+            path: path.to_owned(),
+            destination,
+            temp,
+        };
+        Ok((pending, direct))
+    }
+
+    /// Makes a file that has been filled durable, and notes it for [`publish`](Self::publish).
+    fn finish<T>(
+        &mut self,
+        new: Pending,
+        nbytes: u64,
+        filled: Result<T>,
+        observer: &mut dyn Observer,
+    ) -> Result<T> {
+        let filled = filled.and_then(|filled| {
             if self.sync {
-                sync_file(&temp.file, path, nbytes, observer)?;
+                sync_file(&new.temp.file, &new.path, nbytes, observer)?;
             }
             Ok(filled)
         });
         match filled {
             Ok(filled) => {
-                self.pending.push(Pending {
-                    path: path.to_owned(),
-                    destination,
-                    temp,
-                });
+                self.pending.push(new);
                 Ok(filled)
             }
             Err(error) => {
-                drop(temp);
-                Err(space::name_shortage(error, nbytes, &*destination.directory))
+                let directory = Arc::clone(&new.destination.directory);
+                drop(new);
+                Err(space::name_shortage(error, nbytes, &*directory))
             }
         }
     }

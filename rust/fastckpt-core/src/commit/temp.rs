@@ -16,9 +16,9 @@ use crate::stale;
 /// number left behind.
 const MAX_TEMP_NAMES: usize = 10_000;
 /// What `open` gives to a new file before the umask is taken off.
-const NEW_FILE_MODE: u32 = 0o666;
-/// While a file that is replaced lends its rights, nobody else looks into the new one.
-const PRIVATE_MODE: u32 = 0o600;
+pub(super) const NEW_FILE_MODE: u32 = 0o666;
+/// While another file lends its rights, nobody else looks into the new one.
+pub(super) const PRIVATE_MODE: u32 = 0o600;
 
 /// A file under a temporary name; removed when dropped, unless it has moved to its final one.
 #[derive(Debug)]
@@ -32,11 +32,13 @@ pub(super) struct TempFile {
 
 impl TempFile {
     /// Creates `.fastckpt-<pid>-<n>.tmp`, locked as long as it is open: a file of this form that
-    /// nobody holds locked was left by a process that died. Tells whether direct I/O is on.
+    /// nobody holds locked was left by a process that died. `mode` is for one that replaces nothing.
+    /// Tells whether direct I/O is on.
     pub(super) fn create(
         files: &dyn Files,
         path: &Path,
         destination: &Destination,
+        mode: u32,
         direct: bool,
     ) -> Result<(Self, bool)> {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -45,7 +47,7 @@ impl TempFile {
         let mode = if destination.replaced.is_some() {
             PRIVATE_MODE
         } else {
-            NEW_FILE_MODE
+            mode
         };
         for _ in 0..MAX_TEMP_NAMES {
             let name = stale::temp_name(pid, NEXT.fetch_add(1, Ordering::Relaxed));

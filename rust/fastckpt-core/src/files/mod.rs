@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::mapping::Mapping;
 
@@ -119,6 +120,18 @@ pub trait File: Send + Sync + fmt::Debug {
     /// Sets permission bits and the access control list, and owner and group as far as that is
     /// allowed.
     fn set_rights(&self, like: &Metadata, access_list: Option<&[u8]>) -> io::Result<()>;
+    /// Its POSIX access control list, as [`Files::access_list`].
+    fn access_list(&self) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+    /// When its contents last changed; `None` where files have no such time.
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        Ok(None)
+    }
+    /// Sets that time.
+    fn set_modified(&self, _time: SystemTime) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Takes an exclusive lock that lasts until the file is closed, without waiting.
     fn lock(&self) -> io::Result<()>;
     /// Switches direct I/O on or off.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 #[cfg(target_os = "linux")]
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 #[cfg(target_os = "linux")]
 use super::access_list;
@@ -398,6 +399,19 @@ impl File for RealFile {
         // SAFETY: a plain call on an open descriptor.
         check(unsafe { libc::fchmod(self.0.as_raw_fd(), like.mode as libc::mode_t) })?;
         Ok(())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn access_list(&self) -> io::Result<Option<Vec<u8>>> {
+        access_list::of_file(&self.0)
+    }
+
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        self.0.metadata()?.modified().map(Some)
+    }
+
+    fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        self.0.set_modified(time)
     }
 
     fn lock(&self) -> io::Result<()> {

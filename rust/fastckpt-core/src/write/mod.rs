@@ -81,22 +81,7 @@ pub(crate) fn write_to_file(
     stager: Option<&mut dyn SaveStager>,
 ) -> Result<Written> {
     let nbytes = plan.nbytes();
-    let allocated = if direct {
-        nbytes.next_multiple_of(BLOCK_NBYTES)
-    } else {
-        nbytes
-    };
-    match file.allocate(allocated) {
-        Err(error) if error.kind() != io::ErrorKind::Unsupported => {
-            return Err(Error::io(Phase::Allocate, path)(error));
-        }
-        _ => {}
-    }
-    let output = Output {
-        file: &**file,
-        path,
-        direct: AtomicBool::new(direct),
-    };
+    let output = Output::begin(&**file, path, nbytes, direct)?;
     let job = Job::new(nbytes);
     let chunk_nbytes = options.chunk_nbytes();
     let staging = stager.as_deref().map(|stager| Staging::new(plan, stager));
@@ -120,10 +105,7 @@ pub(crate) fn write_to_file(
             Ok(())
         },
     )?;
-    if allocated != nbytes {
-        file.truncate(nbytes)
-            .map_err(Error::io(Phase::Truncate, path))?;
-    }
+    output.end()?;
     Ok(Written {
         nbytes,
         content_hash: image.content_hash(),
@@ -131,15 +113,56 @@ pub(crate) fn write_to_file(
 }
 
 /// The file being written, and whether direct I/O is still on.
-struct Output<'a> {
+pub(crate) struct Output<'a> {
     file: &'a dyn File,
     path: &'a Path,
+    nbytes: u64,
+    allocated: u64,
     direct: AtomicBool,
 }
 
-impl Output<'_> {
+impl<'a> Output<'a> {
+    /// Reserves the space that `nbytes` bytes take; `direct` says whether the file was opened for
+    /// direct I/O.
+    pub(crate) fn begin(
+        file: &'a dyn File,
+        path: &'a Path,
+        nbytes: u64,
+        direct: bool,
+    ) -> Result<Self> {
+        let allocated = if direct {
+            nbytes.next_multiple_of(BLOCK_NBYTES)
+        } else {
+            nbytes
+        };
+        match file.allocate(allocated) {
+            // Of nothing, the system takes it for a mistake.
+            Err(error) if nbytes > 0 && error.kind() != io::ErrorKind::Unsupported => {
+                return Err(Error::io(Phase::Allocate, path)(error));
+            }
+            _ => {}
+        }
+        Ok(Self {
+            file,
+            path,
+            nbytes,
+            allocated,
+            direct: AtomicBool::new(direct),
+        })
+    }
+
+    /// Cuts off what the last block has too much.
+    pub(crate) fn end(self) -> Result<()> {
+        if self.allocated != self.nbytes {
+            self.file
+                .truncate(self.nbytes)
+                .map_err(Error::io(Phase::Truncate, self.path))?;
+        }
+        Ok(())
+    }
+
     /// Writes the first `filled` bytes of `buffer`; with direct I/O, whole blocks of it.
-    fn write(&self, buffer: &mut [u8], filled: usize, offset: u64) -> Result<()> {
+    pub(crate) fn write(&self, buffer: &mut [u8], filled: usize, offset: u64) -> Result<()> {
         if self.direct.load(Ordering::Acquire) {
             let block = usize::try_from(BLOCK_NBYTES).unwrap_or(usize::MAX);
             let whole = filled.next_multiple_of(block);

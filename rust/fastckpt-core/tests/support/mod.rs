@@ -11,6 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use fastckpt_core::files::{Directory, File, Files, Metadata, RealFiles};
 use fastckpt_core::mapping::Mapping;
@@ -243,6 +244,18 @@ impl File for ScriptedFile {
     fn set_rights(&self, like: &Metadata, access_list: Option<&[u8]>) -> io::Result<()> {
         self.1.step("set_rights")?;
         self.0.set_rights(like, access_list)
+    }
+    fn access_list(&self) -> io::Result<Option<Vec<u8>>> {
+        self.1.step("file_access_list")?;
+        self.0.access_list()
+    }
+    fn modified(&self) -> io::Result<Option<SystemTime>> {
+        self.1.step("modified")?;
+        self.0.modified()
+    }
+    fn set_modified(&self, time: SystemTime) -> io::Result<()> {
+        self.1.step("set_modified")?;
+        self.0.set_modified(time)
     }
     fn lock(&self) -> io::Result<()> {
         self.1.step("lock")?;

@@ -1,0 +1,122 @@
+"""What `fastckpt.prune` found, kept and removed."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class Fate(str, enum.Enum):
+    """What becomes of a checkpoint."""
+
+    #: It stays, for the reasons given.
+    KEPT = "kept"
+    #: It is removed (in a dry run: would be).
+    REMOVED = "removed"
+    #: Not whole, or maybe under way: neither counted nor touched.
+    LEFT_ALONE = "left_alone"
+    #: Its bytes are not those that were written: neither counted nor touched.
+    DAMAGED = "damaged"
+
+
+@dataclass(frozen=True)
+class PrunedFile:
+    """One file of a checkpoint that goes.
+
+    Attributes:
+        path: The file.
+        nbytes: Its size in bytes.
+        removed: Whether it has been removed; False in a dry run.
+        error: Why it could not be removed.
+    """
+
+    path: str
+    nbytes: int
+    removed: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class PrunedCheckpoint:
+    """One checkpoint of the directory.
+
+    Attributes:
+        step: Its step.
+        epoch: Its epoch, for a CheckpointManager's; None for a step of nanochat's.
+        fate: What becomes of it.
+        reasons: Why: "newest", "every", "best", ... for one that is kept; a sentence for the others.
+        nbytes: Size of its files in bytes.
+        files: Those that go, in the order in which they are removed; empty for one that stays.
+    """
+
+    step: int
+    epoch: int | None
+    fate: Fate
+    reasons: tuple[str, ...] = ()
+    nbytes: int = 0
+    files: tuple[PrunedFile, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return (
+            f"step {self.step}" if self.epoch is None else f"epoch {self.epoch}, step {self.step}"
+        )
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """What `fastckpt.prune` found and removed.
+
+    Attributes:
+        directory: The directory.
+        checkpoints: All checkpoints in it, by step.
+        leftovers: Files of other ranks whose checkpoint an interrupted prune had removed.
+        blocked: Why nothing was removed although something could have been.
+        errors: What could not be read or removed: path and message.
+        freed_nbytes: Bytes of disk space that the removal frees (in a dry run: would free). A file
+            that has another name elsewhere frees none.
+        found: Whether the directory is there and holds checkpoints.
+        dry_run: Whether nothing was to be removed.
+        quick: Whether only the structure of what stays was checked.
+    """
+
+    directory: str
+    checkpoints: tuple[PrunedCheckpoint, ...]
+    leftovers: tuple[PrunedFile, ...]
+    blocked: tuple[str, ...]
+    errors: tuple[tuple[str, str], ...]
+    freed_nbytes: int
+    found: bool
+    dry_run: bool
+    quick: bool
+
+    @property
+    def files(self) -> tuple[PrunedFile, ...]:
+        """All files that are removed, or (in a dry run) to be removed."""
+        return (
+            *(file for checkpoint in self.checkpoints for file in checkpoint.files),
+            *self.leftovers,
+        )
+
+    @property
+    def status(self) -> str:
+        """The verdict: "good", "damaged", "blocked", "not_found" or "io_error"."""
+        if self.errors:
+            return "io_error"
+        if any(checkpoint.fate is Fate.DAMAGED for checkpoint in self.checkpoints):
+            return "damaged"
+        if self.blocked:
+            return "blocked"
+        return "good" if self.found else "not_found"
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code of `fastckpt prune` for this report."""
+        codes = {"good": 0, "damaged": 1, "blocked": 1, "not_found": 4, "io_error": 6}
+        return codes[self.status]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all that was to be removed is gone, and nothing damaged was met."""
+        return self.exit_code == 0
