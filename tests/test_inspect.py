@@ -660,9 +660,24 @@ def test_parts_of_ranks_that_are_missing_or_left(tmp_path: Path) -> None:
         (100, State.TORN, 2),
         (200, State.TORN, 1),
     ]
-    assert rows[0].problem == "the parts of 1 ranks are missing, of rank 1 first"
+    assert rows[0].problem == "the part of rank 1 is missing"
     assert rows[1].problem is not None
     assert rows[1].problem.endswith("checkpoint_epoch0001_step00000200.pt is missing")
+
+
+def test_a_checkpoint_that_counts_its_ranks_misses_those_at_the_end(tmp_path: Path) -> None:
+    root = managed(100)
+    root["rng_states"]["world_size"] = 4
+    name = "checkpoint_epoch0001_step00000100"
+    torch.save(root, tmp_path / f"{name}.pt")
+    torch.save({}, tmp_path / f"{name}_rank1.pt")
+    (row,) = rows_of(tmp_path)
+    assert row.state is State.TORN
+    assert row.problem == "the part of rank 2 is missing, and those of 1 more ranks"
+    for rank in (2, 3):
+        torch.save({}, tmp_path / f"{name}_rank{rank}.pt")
+    (row,) = rows_of(tmp_path)
+    assert (row.state, row.ranks) == (State.WHOLE, 4)
 
 
 def test_other_files_and_directories_below(tmp_path: Path) -> None:
