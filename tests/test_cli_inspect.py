@@ -86,9 +86,9 @@ optimizer_state_dict.state.0.exp_avg              float32   (64, 8)       512  2
 
 epoch                                   1
 global_step                             200
-optimizer_state_dict.param_groups.0.lr  0.5
 metrics.val_loss                        2.5
 metrics_history                         (not shown, of length 3)
+optimizer_state_dict.param_groups.0.lr  0.5
 
                tensors  elements    size
 model                4     1,344  4.4 kB

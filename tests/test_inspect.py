@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -25,7 +26,9 @@ from fastckpt._inspect_names import FileName, name_of_file
 from fastckpt._inspect_report import TensorRow, Total, UncoveredFormatError
 from fastckpt._inspect_runs import CheckpointRow, DirectoryContents, State
 from fastckpt._safetensors_header import HEADER_NBYTES_MAX, read_safetensors_header
-from fastckpt.errors import ChecksumError, FormatError
+from fastckpt.cli.inspect import Sort
+from fastckpt.cli.inspect_output import file_document, file_lines
+from fastckpt.errors import CheckpointError, ChecksumError, FormatError
 
 
 def inspected(path: Path) -> FileContents:
@@ -330,6 +333,53 @@ def test_damaged_files(tmp_path: Path) -> None:
         fastckpt.inspect(tmp_path / "nothing.pt")
 
 
+def _records_of_a_checkpoint() -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    with quiet():
+        torch.save({**managed(3, val_loss=2.5), "sparse": torch.eye(2).to_sparse()}, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+_RECORDS = _records_of_a_checkpoint()
+_PICKLE = next(name for name in _RECORDS if name.endswith("/data.pkl"))
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, len(_RECORDS[_PICKLE]) - 1), st.integers(0, 255)),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_a_changed_pickle_is_shown_or_refused_and_nothing_else(
+    changes: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    pickled = bytearray(_RECORDS[_PICKLE])
+    for position, byte in changes:
+        pickled[position] = byte
+    path = tmp_path / "a.pt"
+    # The checksums are made anew: this is what somebody else made, not what a disk has done.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**_RECORDS, _PICKLE: bytes(pickled)}.items():
+            archive.writestr(name, data)
+    (run,) = inspected_directory(tmp_path).runs
+    if run.checkpoints[0].problem is not None:
+        with pytest.raises(CheckpointError) as caught:
+            fastckpt.inspect(path)
+        assert str(caught.value) == run.checkpoints[0].problem
+        return
+    contents = inspected(path)
+    assert contents.total.storage_nbytes <= sum(map(len, _RECORDS.values()))
+    lines = [
+        *file_lines(contents, tree=True, sort=None),
+        *file_lines(contents, tree=False, sort=None),
+    ]
+    assert lines
+    json.dumps(file_document(contents, sort=Sort.NAME), allow_nan=False)
+
+
 # Safetensors.
 
 _SAFE_DTYPES = [
@@ -610,9 +660,24 @@ def test_parts_of_ranks_that_are_missing_or_left(tmp_path: Path) -> None:
         (100, State.TORN, 2),
         (200, State.TORN, 1),
     ]
-    assert rows[0].problem == "the parts of 1 ranks are missing, of rank 1 first"
+    assert rows[0].problem == "the part of rank 1 is missing"
     assert rows[1].problem is not None
     assert rows[1].problem.endswith("checkpoint_epoch0001_step00000200.pt is missing")
+
+
+def test_a_checkpoint_that_counts_its_ranks_misses_those_at_the_end(tmp_path: Path) -> None:
+    root = managed(100)
+    root["rng_states"]["world_size"] = 4
+    name = "checkpoint_epoch0001_step00000100"
+    torch.save(root, tmp_path / f"{name}.pt")
+    torch.save({}, tmp_path / f"{name}_rank1.pt")
+    (row,) = rows_of(tmp_path)
+    assert row.state is State.TORN
+    assert row.problem == "the part of rank 2 is missing, and those of 1 more ranks"
+    for rank in (2, 3):
+        torch.save({}, tmp_path / f"{name}_rank{rank}.pt")
+    (row,) = rows_of(tmp_path)
+    assert (row.state, row.ranks) == (State.WHOLE, 4)
 
 
 def test_other_files_and_directories_below(tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ _Path = str | os.PathLike[str]
 _Key = tuple[int, int]
 
 _SAFETENSORS_SUFFIX = ".safetensors"
+# Where a checkpoint of `CheckpointManager` says how many ranks have saved it.
+_WORLD_SIZE = "rng_states.world_size"
 
 
 class State(str, enum.Enum):
@@ -267,16 +269,12 @@ def _file_row(
     files = (name, *(ranks[rank] for rank in sorted(ranks)))
     nbytes = sizes.of(os.path.join(directory, each) for each in files)
     named = name_of_file(name)
-    absent, more = absent_ranks([0, *ranks], max(ranks, default=0) + 1)
     contents: FileContents | None = None
     state, problem = State.WHOLE, None
     try:
         contents = inspect_file(os.path.join(directory, name))
-        if absent:
-            state = State.TORN
-            problem = (
-                f"the parts of {len(absent) + more} ranks are missing, of rank {absent[0]} first"
-            )
+        problem = _missing_parts(ranks, contents)
+        state = State.WHOLE if problem is None else State.TORN
     except (CheckpointError, OSError) as error:
         state, problem = _judge(error)
     groups = {} if contents is None else {total.name: total for total in contents.groups()}
@@ -295,6 +293,21 @@ def _file_row(
         files=files,
         is_best=is_best,
     )
+
+
+def _missing_parts(ranks: dict[int, str], contents: FileContents) -> str | None:
+    """Say which parts of other ranks a checkpoint lacks: it counts them, or one above them is there."""
+    counted = contents.values.get(_WORLD_SIZE)
+    named = name_of_file(contents.path)
+    end = max(ranks, default=0) + 1
+    if named is not None and named.role == "managed" and isinstance(counted, int):
+        end = max(end, counted)
+    absent, more = absent_ranks([0, *ranks], end)
+    if not absent:
+        return None
+    others = len(absent) - 1 + more
+    words = f"the part of rank {absent[0]} is missing"
+    return words + (f", and those of {others} more ranks" if others else "")
 
 
 def _row_without_file(

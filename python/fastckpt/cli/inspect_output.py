@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt._inspect_report import GROUPS, FileContents, TensorRow, Total
+from fastckpt._plain_values import METRICS
 from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_tree import tree_lines
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
@@ -20,6 +21,8 @@ from fastckpt.cli.tables import (
 # A configuration has more; --json has all.
 _VALUES_SHOWN = 60
 _MODULES_SHOWN = 40
+# What stands last among the values, by parts of its key.
+_LAST = ("optim", "scheduler", "scaler", "rng", "dataloader")
 
 
 def sorted_tensors(contents: FileContents, sort: Sort | None) -> list[TensorRow]:
@@ -89,17 +92,23 @@ def _note(row: TensorRow) -> str:
 
 
 def _value_lines(contents: FileContents) -> list[str]:
-    cells = [(printable(name), format_value(value)) for name, value in contents.values.items()]
-    cells += [
-        (printable(name), f"(not shown, of length {count:,})")
-        for name, count in contents.omitted.items()
-    ]
+    shown = {name: format_value(value) for name, value in contents.values.items()}
+    shown |= {name: f"(not shown, of length {count:,})" for name, count in contents.omitted.items()}
+    cells = [(printable(name), shown[name]) for name in sorted(shown, key=_distance)]
     lines = format_table(cells[:_VALUES_SHOWN], ("<", "<"))
     if len(cells) > _VALUES_SHOWN:
         lines.append(f"and {len(cells) - _VALUES_SHOWN:,} more values (see --json)")
     if contents.meta is not None and contents.problem is None:
         lines.insert(0, f"from {printable(contents.meta)}:")
     return lines
+
+
+def _distance(name: str) -> int:
+    """Return how far down a value stands: an optimizer's settings must not push the metrics out."""
+    first, _, rest = name.lower().partition(".")
+    if not rest or first == METRICS:
+        return 0
+    return 2 if any(word in first for word in _LAST) else 1
 
 
 def _total_lines(contents: FileContents) -> list[str]:
