@@ -6,6 +6,7 @@ import errno
 import logging
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -662,3 +663,41 @@ def test_what_was_restored_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert messages(caplog, logging.INFO) == [
         f"Restored from {path}: model, python RNG, numpy RNG, torch RNG"
     ]
+
+
+def test_what_is_proven_comes_from_the_disk_and_not_from_the_page_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = manager_of(tmp_path, save_total_limit=1)
+    save_all(manager, {10: 1.0})
+    done: list[tuple[str, int]] = []
+    real_advise, real_verify = os.posix_fadvise, rotation._native.verify_file
+
+    def advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
+        assert (offset, nbytes, advice) == (0, 0, os.POSIX_FADV_DONTNEED)
+        done.append(("dropped", os.fstat(fd).st_ino))
+        real_advise(fd, offset, nbytes, advice)
+
+    def verify(path: str) -> Any:
+        done.append(("read back", os.stat(path).st_ino))
+        return real_verify(path)
+
+    monkeypatch.setattr("fastckpt.training.rotation.os.posix_fadvise", advise)
+    monkeypatch.setattr("fastckpt.training.rotation._native.verify_file", verify)
+    save_all(manager, {20: 0.5})
+    inode = (tmp_path / first_name(20)).stat().st_ino
+    assert done == [("dropped", inode), ("read back", inode)]
+
+
+def test_a_save_draws_no_random_numbers(tmp_path: Path) -> None:
+    manager = manager_of(tmp_path, save_total_limit=1)
+    drawn = []
+    for saves in (False, True):
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002
+        torch.manual_seed(1)
+        if saves:
+            save_all(manager, {10: 1.0, 20: 0.5})
+            manager.get_best_checkpoint()
+        drawn.append([random.random(), np.random.random(), torch.rand(1).item()])  # noqa: NPY002
+    assert drawn[0] == drawn[1]
