@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ._byte_order import refuse_foreign_byte_order
 from ._configuration import DEFAULT_ALIGNMENT
 from ._native import Archive, Commit, Opaque, TensorInfo, archive_nbytes, arithmetic, average
 from ._outline import read_outline, walk
@@ -105,9 +105,7 @@ def average_checkpoints(
         OrderedDict({'w': tensor([1.5000, 1.5000])})
     """
     plan = _Plan(checkpoints, weights)
-    spans = average(
-        plan.archives, plan.weights, plan.tensors(), threads=threads, progress=progress
-    )
+    spans = average(plan.archives, plan.weights, plan.tensors(), threads=threads, progress=progress)
     storages = [
         host_storage(span, nbytes)
         for span, nbytes in zip(spans, plan.storage_nbytes(), strict=True)
@@ -233,9 +231,7 @@ class _Plan:
         self._views: dict[str, _View] = {}
         self._place_all()
         _refuse_opaque(self._first(), self.paths[0])
-        self.averaged = sum(
-            arithmetic(info.dtype) == "floating" for info in self._first().values()
-        )
+        self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())
 
     def tensors(self) -> list[tuple[str, list[_Place]]]:
         """Return what the core is to average: a dtype and a place in each checkpoint."""
@@ -318,12 +314,7 @@ class _Plan:
 
 def _read_state(path: str) -> tuple[Archive, dict[str, Any]]:
     outline = read_outline(path)
-    if (found := _foreign_byte_order(outline.archive)) is not None:
-        raise FormatError(
-            f"{path} was saved on a machine of another byte order ({found}): save it here once with "
-            "fastckpt.save(fastckpt.load(path), new_path)",
-            path=path,
-        )
+    refuse_foreign_byte_order(outline.archive, path)
     _, state = find_state_dict(outline.root, path=path)
     for name, value in state.items():
         if not isinstance(name, str):
@@ -338,13 +329,6 @@ def _read_state(path: str) -> tuple[Archive, dict[str, Any]]:
                 path=path,
             )
     return outline.archive, state
-
-
-def _foreign_byte_order(archive: Archive) -> str | None:
-    if "byteorder" not in archive.names():
-        return None
-    found = archive.read_record("byteorder").decode(errors="replace")
-    return None if found == sys.byteorder else found
 
 
 def _tensors_of(state: dict[str, Any]) -> dict[str, TensorInfo]:

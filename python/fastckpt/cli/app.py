@@ -8,7 +8,7 @@ from typing import Annotated, cast
 
 import typer
 
-from fastckpt.cli import exit_codes, gc, repair, verify
+from fastckpt.cli import average, diff, exit_codes, gc, repair, verify
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -49,6 +49,8 @@ def fastckpt(
 app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
+app.command(name="average", epilog=average.EPILOG)(average.average)
+app.command(name="diff", epilog=diff.EPILOG)(diff.diff)
 
 
 def run(args: list[str]) -> int:

@@ -3,6 +3,8 @@
 Those of verdicts are in `fastckpt._verify_report.Status`. Every other non-zero code is a failure.
 """
 
+# As for a file that is verified and damaged.
+DAMAGED = 1
 USAGE = 2
 # As for a path that is verified and not there.
 NOT_FOUND = 4

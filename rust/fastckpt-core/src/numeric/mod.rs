@@ -8,7 +8,7 @@ use fastckpt_format::pickle::Dtype;
 
 mod small;
 
-use small::{BFLOAT16, FLOAT16, Table};
+use small::Table;
 
 /// What can be done with the elements of a dtype.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,10 +120,14 @@ pub fn encode(dtype: Dtype, values: &[f64], bytes: &mut [u8]) {
         #[allow(clippy::cast_possible_truncation, reason = "rounded: see above")]
         D::Float32 | D::Complex64 => put(values, bytes, |value| (value as f32).to_ne_bytes()),
         D::Float16 | D::Complex32 => {
-            put(values, bytes, |value| FLOAT16.encode(value).to_ne_bytes());
+            put(values, bytes, |value| {
+                small::encode_f16(value).to_ne_bytes()
+            });
         }
         D::BFloat16 | D::BComplex32 => {
-            put(values, bytes, |value| BFLOAT16.encode(value).to_ne_bytes());
+            put(values, bytes, |value| {
+                small::encode_bf16(value).to_ne_bytes()
+            });
         }
         _ => {
             let table = table(dtype);

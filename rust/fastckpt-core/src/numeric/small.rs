@@ -1,6 +1,7 @@
 //! Floats of 8 and 16 bits.
 //!
-//! All but one are a sign, an exponent and a mantissa, and differ in their widths and in what the
+//! Those of 16 bits are rounded by way of float32, without branches, since whole models are. All but
+//! one of the others are a sign, an exponent and a mantissa, and differ in their widths and in what the
 //! largest codes mean. A value is rounded by counting the units of the last place that it has at its
 //! exponent: a count that runs over into the next exponent gives the right code by itself.
 
@@ -36,7 +37,8 @@ pub(super) struct SmallFloat {
 }
 
 /// IEEE 754 binary16.
-pub(super) const FLOAT16: SmallFloat = SmallFloat {
+#[cfg(test)]
+const FLOAT16: SmallFloat = SmallFloat {
     mantissa_bits: 10,
     bias: 15,
     sign: 1 << 15,
@@ -46,7 +48,8 @@ pub(super) const FLOAT16: SmallFloat = SmallFloat {
 };
 
 /// The upper half of a float32.
-pub(super) const BFLOAT16: SmallFloat = SmallFloat {
+#[cfg(test)]
+const BFLOAT16: SmallFloat = SmallFloat {
     mantissa_bits: 7,
     bias: 127,
     sign: 1 << 15,
@@ -220,6 +223,62 @@ pub(super) fn decode_bf16(code: u16) -> f64 {
     f64::from(f32::from_bits(u32::from(code) << 16))
 }
 
+/// The code of the nearest float16, of two the even one.
+pub(super) fn encode_f16(value: f64) -> u16 {
+    /// 2^16 and 2^-14 as float32: from the one on, all is infinite; below the other, subnormal.
+    const TOO_LARGE: u32 = (127 + 16) << 23;
+    const NORMAL: u32 = (127 - 14) << 23;
+    /// The last place of 0.5 in float32 is that of the subnormal numbers of float16.
+    const HALF: f32 = 0.5;
+    let bits = round_to_odd(value);
+    let magnitude = bits & !SIGN;
+    let subnormal = (f32::from_bits(magnitude) + HALF).to_bits().wrapping_sub(HALF.to_bits());
+    let is_odd = (magnitude >> 13) & 1;
+    let normal = (magnitude.wrapping_sub((127 - 15) << 23)).wrapping_add(0xfff + is_odd) >> 13;
+    let infinite = if value.is_nan() { 0x7e00 } else { 0x7c00 };
+    let finite = if magnitude < NORMAL {
+        subnormal
+    } else {
+        normal
+    };
+    let code = if magnitude >= TOO_LARGE {
+        infinite
+    } else {
+        finite
+    };
+    low_half(code | (bits & SIGN) >> 16)
+}
+
+/// The code of the nearest bfloat16, of two the even one.
+pub(super) fn encode_bf16(value: f64) -> u16 {
+    let bits = round_to_odd(value);
+    let is_odd = (bits >> 16) & 1;
+    let rounded = bits.wrapping_add(0x7fff + is_odd) >> 16;
+    let nan = bits >> 16 | 0x7fc0;
+    low_half(if value.is_nan() { nan } else { rounded })
+}
+
+/// Sign of a float32.
+const SIGN: u32 = 1 << 31;
+
+/// The bits of a number in float32, where what cannot be told makes the last bit 1: to round it once more
+/// to fewer bits is then as good as to round the number itself.
+fn round_to_odd(value: f64) -> u32 {
+    #[allow(clippy::cast_possible_truncation, reason = "rounded")]
+    let nearest = value as f32;
+    let back = f64::from(nearest);
+    let is_above = u32::from(back.abs() > value.abs());
+    #[allow(clippy::float_cmp, reason = "whether nothing was lost")]
+    let is_inexact = u32::from(back != value);
+    nearest.to_bits().wrapping_sub(is_above) | is_inexact
+}
+
+/// The lower half of a number; it has no other.
+#[allow(clippy::cast_possible_truncation, reason = "a code of 16 bits")]
+fn low_half(code: u32) -> u16 {
+    code as u16
+}
+
 /// The exponent of a number that is not negative; that of subnormal ones is below all others.
 fn exponent_of(magnitude: f64) -> i32 {
     // A shift by 52 leaves 11 bits.
@@ -239,4 +298,112 @@ fn round_ties_even(value: f64) -> i32 {
     #[allow(clippy::cast_possible_truncation, reason = "an integer below 2^31")]
     let rounded = ((value + NO_FRACTIONS) - NO_FRACTIONS) as i32;
     rounded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every code of a float of 16 bits, its neighbours, what lies half-way between them, and the float64
+    /// just beside that.
+    fn hard_cases(float: &SmallFloat) -> Vec<f64> {
+        let mut cases = vec![f64::INFINITY, 1e300, 1e-300, f64::MIN_POSITIVE / 4.0, 0.0];
+        for code in 0..=float.largest {
+            let number = float.decode(code);
+            let next = if code == float.largest {
+                number + (number - float.decode(code - 1))
+            } else {
+                float.decode(code + 1)
+            };
+            let half_way = f64::midpoint(number, next);
+            cases.extend([number, half_way, half_way.next_up(), half_way.next_down()]);
+            // Where float32 would round to the half-way mark first.
+            cases.extend([half_way * (1.0 + 1e-12), half_way * (1.0 - 1e-12)]);
+        }
+        cases
+    }
+
+    #[test]
+    fn both_ways_to_round_agree_on_every_hard_case() {
+        for value in hard_cases(&FLOAT16) {
+            for value in [value, -value] {
+                assert_eq!(encode_f16(value), FLOAT16.encode(value), "{value:e}");
+            }
+        }
+        for value in hard_cases(&BFLOAT16) {
+            for value in [value, -value] {
+                assert_eq!(encode_bf16(value), BFLOAT16.encode(value), "{value:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_of_16_bits_comes_back() {
+        for code in 0..=u16::MAX {
+            for (float, decoded, encode) in [
+                (&FLOAT16, decode_f16(code), encode_f16 as fn(f64) -> u16),
+                (&BFLOAT16, decode_bf16(code), encode_bf16),
+            ] {
+                let expected = float.decode(code);
+                assert_eq!(decoded.is_nan(), expected.is_nan());
+                if decoded.is_nan() {
+                    assert!(float.decode(encode(decoded)).is_nan());
+                } else {
+                    assert_eq!(decoded.to_bits(), expected.to_bits());
+                    assert_eq!(encode(decoded), code);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_code_of_8_bits_comes_back() {
+        for table in [&E4M3FN, &E4M3FNUZ, &E5M2, &E5M2FNUZ, &E8M0FNU] {
+            for code in 0..=u8::MAX {
+                let number = table.decode(code);
+                let back = table.encode(number);
+                if number.is_nan() {
+                    assert!(table.decode(back).is_nan());
+                } else {
+                    assert_eq!(back, code);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_half_way_goes_to_the_even_code() {
+        for table in [&E4M3FN, &E4M3FNUZ, &E5M2, &E5M2FNUZ] {
+            for code in 0..=u8::MAX {
+                let (number, next) = (table.decode(code), table.decode(code.wrapping_add(1)));
+                if !number.is_finite() || !next.is_finite() || next.signum() != number.signum() {
+                    continue;
+                }
+                let even = code + code % 2;
+                let half_way = f64::midpoint(number, next);
+                assert_eq!(table.encode(half_way), even);
+                let towards_zero = half_way.abs().next_down().copysign(half_way);
+                assert_eq!(table.encode(towards_zero), code);
+                let away = half_way.abs().next_up().copysign(half_way);
+                assert_eq!(table.encode(away), code + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_is_infinite_or_no_number() {
+        for (table, largest, beyond) in [
+            (&E4M3FN, 448.0, f64::NAN),
+            (&E4M3FNUZ, 240.0, f64::NAN),
+            (&E5M2, 57344.0, f64::INFINITY),
+            (&E5M2FNUZ, 57344.0, f64::NAN),
+            (&E8M0FNU, 2.0_f64.powi(127), f64::NAN),
+        ] {
+            assert!((table.decode(table.encode(largest)) - largest).abs() < 1.0);
+            for value in [largest * 1.6, 1e300, f64::INFINITY] {
+                let found = table.decode(table.encode(value));
+                assert_eq!(found.to_bits(), beyond.to_bits());
+            }
+        }
+    }
 }
