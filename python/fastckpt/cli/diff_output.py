@@ -31,18 +31,16 @@ def _verdict_line(report: DiffReport) -> Line:
     tensors = sum(len(file.tensors) for file in report.files)
     if report.is_same:
         return Line(f"SAME: {plural(tensors, 'tensor')}", "SAME", "green")
+    files = report.files
     counts = (
-        (
-            sum(len(file.differing) for file in report.files),
-            f"of {plural(tensors, 'tensor')} differ",
-        ),
-        (sum(len(file.added) for file in report.files), "added"),
-        (sum(len(file.removed) for file in report.files), "removed"),
-        (sum(len(file.reshaped) for file in report.files), "of another shape or dtype"),
-        (sum(len(file.values) for file in report.files), "values differ"),
-        (len(report.only_a) + len(report.only_b), "files on one side only"),
+        (sum(len(file.differing) for file in files), f"{{}} of {tensors} tensors differ"),
+        (sum(len(file.added) for file in files), "{} added"),
+        (sum(len(file.removed) for file in files), "{} removed"),
+        (sum(len(file.reshaped) for file in files), "{} of another shape or dtype"),
+        (sum(len(file.values) for file in files), "other values: {}"),
+        (len(report.only_a) + len(report.only_b), "files on one side only: {}"),
     )
-    words = ", ".join(f"{count} {what}" for count, what in counts if count)
+    words = ", ".join(what.format(count) for count, what in counts if count)
     return Line(f"DIFFERENT: {words}", "DIFFERENT", "yellow")
 
 
@@ -185,11 +183,11 @@ def messages(report: DiffReport) -> Iterator[tuple[str, str]]:
             verb = "is" if count == 1 else "are"
             yield "note", f"{elements} ({where}) {verb} NaN or infinite: counted, not measured"
         if file.unchecked:
-            count = plural(len(file.unchecked), "tensor")
+            tensors = plural(len(file.unchecked), "tensor")
             first = printable(file.unchecked[0]) + (", ..." if len(file.unchecked) > 1 else "")
             yield (
                 "note",
-                f"the bytes of {count} could not be compared with a checksum on both sides ({first})",
+                f"the bytes of {tensors} could not be compared with a checksum on both sides ({first})",
             )
 
 

@@ -232,7 +232,9 @@ pub(super) fn encode_f16(value: f64) -> u16 {
     const HALF: f32 = 0.5;
     let bits = round_to_odd(value);
     let magnitude = bits & !SIGN;
-    let subnormal = (f32::from_bits(magnitude) + HALF).to_bits().wrapping_sub(HALF.to_bits());
+    let subnormal = (f32::from_bits(magnitude) + HALF)
+        .to_bits()
+        .wrapping_sub(HALF.to_bits());
     let is_odd = (magnitude >> 13) & 1;
     let normal = (magnitude.wrapping_sub((127 - 15) << 23)).wrapping_add(0xfff + is_odd) >> 13;
     let infinite = if value.is_nan() { 0x7e00 } else { 0x7c00 };
