@@ -360,7 +360,7 @@ def test_many_pieces_give_the_same_whatever_the_threads(threads: int, tmp_path: 
 
 
 def test_the_state_dict_is_found_and_stands_alone_in_the_new_file(tmp_path: Path) -> None:
-    states = []
+    states: list[dict[str, Any]] = []
     for number in range(2):
         torch.manual_seed(number)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))

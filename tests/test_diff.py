@@ -157,8 +157,12 @@ def test_the_figures_do_not_depend_on_the_threads(tmp_path: Path) -> None:
 
 
 def test_keys_shapes_dtypes_and_values(tmp_path: Path) -> None:
-    a = {"model": {"h.0.w": torch.ones(2, 3), "h.1.w": torch.ones(2), "gone": torch.ones(1)}}
-    b = {"model": {"h.0.w": torch.ones(3, 2), "h.1.w": torch.ones(2).half(), "new": torch.ones(4)}}
+    a: dict[str, Any] = {
+        "model": {"h.0.w": torch.ones(2, 3), "h.1.w": torch.ones(2), "gone": torch.ones(1)}
+    }
+    b: dict[str, Any] = {
+        "model": {"h.0.w": torch.ones(3, 2), "h.1.w": torch.ones(2).half(), "new": torch.ones(4)}
+    }
     a |= {"step": 1, "config": {"lr": 0.1, "nan": math.nan, "name": "x"}, "old": None}
     b |= {"step": 2, "config": {"lr": 0.1, "nan": math.nan, "name": "y"}, "kind": [1]}
     file = compared(tmp_path, a, b)

@@ -26,6 +26,8 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._average import AverageReport, average_checkpoints, average_files
+    from ._diff import DiffReport, diff, diff_steps
     from ._gc import GcReport, collect_garbage
     from ._load import load
     from ._native import __version__
@@ -47,9 +49,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "AverageReport",
     "CheckpointError",
     "ChecksumError",
     "CommitUnknownError",
+    "DiffReport",
     "FileReport",
     "FormatError",
     "GcReport",
@@ -60,9 +64,13 @@ __all__ = [
     "UnsafePickleError",
     "VerifyReport",
     "__version__",
+    "average_checkpoints",
+    "average_files",
     "barrier_commit",
     "build_model",
     "collect_garbage",
+    "diff",
+    "diff_steps",
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
@@ -84,6 +92,8 @@ _MODULES = {
     "repair": "_repair",
     "RepairReport": "_repair_report",
     "save": "_save",
+    **dict.fromkeys(("AverageReport", "average_checkpoints", "average_files"), "_average"),
+    **dict.fromkeys(("DiffReport", "diff", "diff_steps"), "_diff"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
     **dict.fromkeys(

@@ -1,11 +1,13 @@
 //! Averages and comparisons of the records of archives, against the arithmetic done plainly.
 #![allow(clippy::unwrap_used, missing_docs)]
 
-mod support;
+#[path = "support/archives.rs"]
+mod archives;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use archives::archive_of;
 use fastckpt_core::Error;
 use fastckpt_core::average::{Average, Averaged};
 use fastckpt_core::compare::{Comparison, Pair, Place, Side, compare};
@@ -15,7 +17,6 @@ use fastckpt_core::numeric;
 use fastckpt_core::read::Archive;
 use fastckpt_core::views::View;
 use proptest::prelude::*;
-use support::archives::archive_of;
 
 fn archive(storages: &[Vec<u8>]) -> Archive {
     opened(archive_of(storages, 64))
