@@ -26,7 +26,9 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._average import AverageReport, average_checkpoints, average_files
     from ._copy import CopyReport, copy_checkpoint
+    from ._diff import DiffReport, diff, diff_steps
     from ._gc import GcReport, collect_garbage
     from ._inspect_report import FileContents
     from ._inspect_runs import DirectoryContents, inspect
@@ -55,12 +57,14 @@ if TYPE_CHECKING:
     from .training import CheckpointConfig, CheckpointManager, resume_training
 
 __all__ = [
+    "AverageReport",
     "CheckpointConfig",
     "CheckpointError",
     "CheckpointManager",
     "ChecksumError",
     "CommitUnknownError",
     "CopyReport",
+    "DiffReport",
     "DirectoryContents",
     "EMAModel",
     "ExportReport",
@@ -78,10 +82,14 @@ __all__ = [
     "UnsafePickleError",
     "VerifyReport",
     "__version__",
+    "average_checkpoints",
+    "average_files",
     "barrier_commit",
     "build_model",
     "collect_garbage",
     "copy_checkpoint",
+    "diff",
+    "diff_steps",
     "find_largest_model",
     "find_last_good_step",
     "find_last_step",
@@ -112,6 +120,8 @@ _MODULES = {
     "save": "_save",
     **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
     **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy"),
+    **dict.fromkeys(("AverageReport", "average_checkpoints", "average_files"), "_average"),
+    **dict.fromkeys(("DiffReport", "diff", "diff_steps"), "_diff"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
     **dict.fromkeys(("PruneReport", "prune"), "_prune"),
     **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),

@@ -18,6 +18,7 @@ from typing_extensions import Buffer
 __all__ = [
     "Archive",
     "Commit",
+    "Comparison",
     "Copied",
     "Damage",
     "FileReport",
@@ -25,6 +26,7 @@ __all__ = [
     "Lost",
     "Memory",
     "Opaque",
+    "PlainFile",
     "Salvaged",
     "SaveMark",
     "Span",
@@ -33,6 +35,11 @@ __all__ = [
     "Written",
     "__version__",
     "archive_nbytes",
+    "arithmetic",
+    "average",
+    "compare_tensors",
+    "decode_numbers",
+    "encode_numbers",
     "remove_stale",
     "salvage",
     "verify_file",
@@ -43,6 +50,9 @@ __version__: str
 
 _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], None]
+
+# Of a tensor in an archive: key of the storage, offset, shape and strides in elements.
+_Place: TypeAlias = tuple[str, int, Sequence[int], Sequence[int]]
 
 @final
 class Memory(Buffer):
@@ -326,6 +336,18 @@ class Commit:
         `sync` of the constructor: the file has been fsynced on return. `direct`: O_DIRECT where
         the file system has it (None: where sync is True).
         """
+    def write_average(
+        self,
+        path: _Path,
+        pickle: bytes,
+        archives: Sequence[Archive],
+        weights: Sequence[float],
+        tensors: Sequence[tuple[str, Sequence[_Place]]],
+        *,
+        threads: int | None = None,
+        progress: _Progress | None = None,
+    ) -> Written:
+        """Write one .pt file whose storages are averages, made while they are written; see `average`."""
     def write_bytes(self, path: _Path, data: bytes) -> None:
         """Write a small file beside `path`, under a temporary name."""
     def write_bytes_like(self, path: _Path, data: bytes, original: _Path) -> str | None:
@@ -388,6 +410,82 @@ def archive_nbytes(
     path: _Path, pickle_nbytes: int, storage_nbytes: Sequence[int], *, alignment: int = 64
 ) -> int:
     """Exact size of the file that `Commit.write_archive` would write for this path."""
+
+def arithmetic(dtype: str) -> Literal["floating", "integer", "opaque"]:
+    """What can be done with the elements of a dtype; complex ones are floating."""
+
+def decode_numbers(dtype: str, data: bytes) -> list[float]:
+    """Read elements as numbers, complex ones as pairs."""
+
+def encode_numbers(dtype: str, numbers: Sequence[float]) -> bytes:
+    """Round numbers to a floating dtype, once: to nearest, ties to even."""
+
+def average(
+    archives: Sequence[Archive],
+    weights: Sequence[float],
+    tensors: Sequence[tuple[str, Sequence[_Place]]],
+    *,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> list[Span]:
+    """Average tensors: each has a dtype and, in each archive, a place. The results are contiguous.
+
+    Floating elements are summed in float64, divided by the sum of the weights and rounded once; all others
+    are those of the last archive. Every record that is read is compared with its CRC.
+    """
+
+@final
+class PlainFile:
+    """A file of another format, of which the caller knows what lies where."""
+
+    @staticmethod
+    def open(path: _Path) -> PlainFile: ...
+    @property
+    def nbytes(self) -> int: ...
+    def read(self, offset: int, nbytes: int) -> bytes: ...
+
+@final
+class Comparison:
+    """What comparing two tensors gave; the figures are those of elements that are finite in both."""
+
+    @property
+    def differing(self) -> int:
+        """Elements whose bytes differ."""
+    @property
+    def non_finite(self) -> int:
+        """Those of them that are infinite or NaN in one at least."""
+    @property
+    def finite(self) -> int:
+        """Elements that are finite in both; 0 where nothing was read."""
+    @property
+    def max_abs(self) -> float: ...
+    @property
+    def sum_abs(self) -> float: ...
+    @property
+    def sum_squares(self) -> float:
+        """Of the changes."""
+    @property
+    def reference_squares(self) -> float:
+        """Of the elements of the first tensor."""
+    @property
+    def was_read(self) -> bool:
+        """Whether the elements were read: not where both records have the same size and CRC."""
+    @property
+    def was_checked(self) -> tuple[bool, bool]:
+        """Whether the bytes of each were compared with a CRC, or were not read."""
+
+def compare_tensors(
+    a: Archive | PlainFile,
+    b: Archive | PlainFile,
+    pairs: Sequence[tuple[str, int, _Place | int, _Place | int]],
+    *,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> list[Comparison]:
+    """Compare tensors of one dtype and size: (dtype, elements, place in a, place in b).
+
+    The place in a plain file is its first byte.
+    """
 
 def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:
     """Remove the temporary files of dead processes; return their names. With dry_run only name them.

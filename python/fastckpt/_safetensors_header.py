@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,31 +95,49 @@ def read_safetensors_header(path: str) -> SafetensorsHeader:
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         nbytes = os.fstat(fd).st_size
-        return _read(fd, nbytes)
+        return parse_safetensors_header(
+            lambda offset, count: os.pread(fd, count, offset), nbytes, path
+        )
     except OSError as error:
         error.filename = path
         raise
+    finally:
+        os.close(fd)
+
+
+def parse_safetensors_header(
+    read: Callable[[int, int], bytes], nbytes: int, path: str
+) -> SafetensorsHeader:
+    """Check the header of a safetensors file that is open.
+
+    Args:
+        read: Returns so many bytes from an offset on: ``read(offset, count)``.
+        nbytes: Size of the file.
+        path: Its name, for messages.
+
+    Raises:
+        FormatError: It is damaged, or no safetensors file.
+    """
+    try:
+        return _read(read, nbytes)
     # RecursionError: brackets nested by the thousand.
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise FormatError(
             f"{path} is not a safetensors file, or is damaged: {reason}", path=path
         ) from error
-    finally:
-        os.close(fd)
 
 
-def _read(fd: int, nbytes: int) -> SafetensorsHeader:
-    length_bytes = os.pread(fd, _LENGTH_NBYTES, 0)
-    if len(length_bytes) < _LENGTH_NBYTES:
+def _read(read: Callable[[int, int], bytes], nbytes: int) -> SafetensorsHeader:
+    if nbytes < _LENGTH_NBYTES:
         raise ValueError(f"it has {nbytes} bytes, fewer than the length of a header")
-    length = int.from_bytes(length_bytes, "little")
+    length = int.from_bytes(read(0, _LENGTH_NBYTES), "little")
     data_offset = _LENGTH_NBYTES + length
     if data_offset > nbytes:
         raise ValueError(f"its header should have {length} bytes, and the file has {nbytes}")
     if length > HEADER_NBYTES_MAX:
         raise ValueError(f"its header has {length} bytes, more than {HEADER_NBYTES_MAX}")
-    text = os.pread(fd, length, _LENGTH_NBYTES)
+    text = read(_LENGTH_NBYTES, length)
     if len(text) != length:
         raise ValueError("it became shorter while it was read")
     document = json.loads(

@@ -8,7 +8,19 @@ from typing import Annotated, cast
 
 import typer
 
-from fastckpt.cli import copy, exit_codes, export, gc, inspect, prune, repair, top, verify
+from fastckpt.cli import (
+    average,
+    copy,
+    diff,
+    exit_codes,
+    export,
+    gc,
+    inspect,
+    prune,
+    repair,
+    top,
+    verify,
+)
 from fastckpt.cli.output import print_document, print_message, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -54,6 +66,8 @@ app.command(name="export", epilog=export.EPILOG)(export.export)
 app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 app.command(name="prune", epilog=prune.EPILOG)(prune.prune)
 app.command(name="copy", epilog=copy.EPILOG)(copy.copy)
+app.command(name="average", epilog=average.EPILOG)(average.average)
+app.command(name="diff", epilog=diff.EPILOG)(diff.diff)
 
 
 def run(args: list[str]) -> int:

@@ -204,6 +204,10 @@ impl PyArchive {
         Self(archive)
     }
 
+    pub(crate) fn core(&self) -> &Archive {
+        &self.0
+    }
+
     /// The 40 bytes that say who wrote the file and what is in it; `None` where there is no such
     /// record of this size.
     fn serialization_id(&self, py: Python<'_>) -> PyResult<Option<Vec<u8>>> {

@@ -19,8 +19,10 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
 
+use crate::archive::PyArchive;
 use crate::buffers::HeldStorage;
 use crate::detach::{Raised, detached, detached_quietly};
+use crate::numbers::{Inputs, PyAveraged};
 use crate::stagers::PyStager;
 use crate::verify::PyFileReport;
 
@@ -95,6 +97,43 @@ impl PyCommit {
         detached(py, progress, &raised, |observer| {
             let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
             commit.write_archive(&path, &plan, &options, observer, stager)
+        })
+        .map(PyWritten)
+    }
+
+    #[pyo3(signature = (path, pickle, archives, weights, tensors, *, threads=None, progress=None))]
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "keyword arguments of a Python function"
+    )]
+    fn write_average(
+        &mut self,
+        py: Python<'_>,
+        path: PathBuf,
+        pickle: Vec<u8>,
+        archives: Vec<Py<PyArchive>>,
+        weights: Vec<f64>,
+        tensors: Vec<PyAveraged>,
+        threads: Option<NonZeroUsize>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<PyWritten> {
+        let root = root_of(&path)?;
+        let inputs = Inputs::new(archives, weights, tensors)?;
+        let archives = inputs.archives();
+        let average = inputs.plan(py, &archives)?;
+        let staged = |nbytes| StorageSource::Staged { nbytes };
+        let storages: Vec<_> = average.nbytes().into_iter().map(staged).collect();
+        let plan = ArchivePlan::new(&root, pickle, &storages, Alignment::TORCH_DEFAULT, NO_STEP)
+            .map_err(|error| value_error(&error))?;
+        let options = WriteOptions {
+            threads,
+            ..WriteOptions::default()
+        };
+        let commit = self.open()?;
+        detached(py, progress, &Raised::default(), |observer| {
+            average.run(threads, observer, |maker, observer| {
+                commit.write_made_archive(&path, &plan, &options, observer, maker)
+            })
         })
         .map(PyWritten)
     }

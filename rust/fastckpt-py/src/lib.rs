@@ -16,6 +16,7 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod numbers;
 mod objects;
 mod outline;
 mod repair;
@@ -36,6 +37,11 @@ mod _native {
     use crate::commit::{PyCommit, PyCopied, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::numbers::{
+        PyComparison, PyPlainFile, arithmetic, average, compare_tensors, decode_numbers,
+        encode_numbers,
+    };
     #[pymodule_export]
     use crate::outline::{PyOpaque, PyTensorInfo};
     #[pymodule_export]

@@ -13,7 +13,7 @@ use crate::error::{Error, Phase, Result};
 use crate::files::{self, Directory, File, Files};
 use crate::job::{self, Observer};
 use crate::stale;
-use crate::write::{self, ArchivePlan, SaveStager, WriteOptions, Written};
+use crate::write::{self, ArchivePlan, SaveStager, StorageMaker, Supply, WriteOptions, Written};
 
 mod copy;
 mod keep;
@@ -131,6 +131,33 @@ impl Commit {
         observer: &mut dyn Observer,
         stager: Option<&mut dyn SaveStager>,
     ) -> Result<Written> {
+        let supply = stager.map_or(Supply::Nothing, Supply::Staged);
+        self.write_supplied(path, plan, options, observer, supply)
+    }
+
+    /// The same for storages that are made while they are written.
+    ///
+    /// # Errors
+    /// As [`Commit::write_archive`], and those of the maker.
+    pub fn write_made_archive(
+        &mut self,
+        path: &Path,
+        plan: &ArchivePlan,
+        options: &WriteOptions,
+        observer: &mut dyn Observer,
+        maker: &dyn StorageMaker,
+    ) -> Result<Written> {
+        self.write_supplied(path, plan, options, observer, Supply::Made(maker))
+    }
+
+    fn write_supplied(
+        &mut self,
+        path: &Path,
+        plan: &ArchivePlan,
+        options: &WriteOptions,
+        observer: &mut dyn Observer,
+        supply: Supply<'_>,
+    ) -> Result<Written> {
         let direct = options.direct.unwrap_or(self.sync);
         self.write(
             path,
@@ -138,7 +165,7 @@ impl Commit {
             direct,
             observer,
             |file, temp_path, direct, observer| {
-                write::write_to_file(file, temp_path, direct, plan, options, observer, stager)
+                write::write_to_file(file, temp_path, direct, plan, options, observer, supply)
             },
         )
     }

@@ -82,6 +82,11 @@ impl<'a> Inspection<'a> {
         !self.payloads && !self.selection.headers_owed
     }
 
+    /// Where the bytes of a record begin that have to be looked at.
+    pub(crate) fn start_of(&self, entry: &Entry) -> u64 {
+        self.selection.range(entry).start
+    }
+
     /// Looks at `bytes`, which are those of the file from `offset` on. Each byte of a selected
     /// record is shown once.
     pub(crate) fn look(&self, offset: u64, bytes: &[u8]) {

@@ -23,10 +23,12 @@ mod directory;
 mod extents;
 mod inspect;
 mod load;
+mod plain;
 mod staged;
 
 pub(crate) use extents::{Selection, merge_near};
 pub(crate) use inspect::{Inspection, Mismatch, intersection, within};
+pub use plain::PlainFile;
 pub use staged::LoadStager;
 
 use bytes::MemoryFile;
@@ -277,7 +279,7 @@ impl Archive {
         Ok(positions.iter().map(span_of).collect())
     }
 
-    fn conclude(&self, verdict: Verdict) -> Result<()> {
+    pub(crate) fn conclude(&self, verdict: Verdict) -> Result<()> {
         // A bad header comes first: with it, it is not certain whose bytes were looked at.
         if let Some(source) = verdict.bad_header {
             return Err(self.source.malformed(source));
@@ -288,7 +290,7 @@ impl Archive {
         }
     }
 
-    fn select(&self, positions: Vec<usize>) -> Selection {
+    pub(crate) fn select(&self, positions: Vec<usize>) -> Selection {
         // Without torch's layout, the index has read the headers itself.
         Selection::new(positions, self.index.layout().is_some())
     }
@@ -301,12 +303,12 @@ impl Archive {
         keys.iter().map(position).collect()
     }
 
-    fn find(&self, name: &str) -> Result<(usize, &Entry)> {
+    pub(crate) fn find(&self, name: &str) -> Result<(usize, &Entry)> {
         let missing = || self.bad_record(name, "is missing from the archive".to_owned());
         self.index.find(name).ok_or_else(missing)
     }
 
-    fn bad_record(&self, record: &str, problem: String) -> Error {
+    pub(crate) fn bad_record(&self, record: &str, problem: String) -> Error {
         Error::Record {
             path: self.path().to_owned(),
             record: record.to_owned(),

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use fastckpt_format::{archive, checksum};
 
+use super::StorageMaker;
 use super::plan::{ArchivePlan, Payload};
 use super::staging::Staging;
 use crate::error::Result;
@@ -23,6 +24,7 @@ pub(super) struct Image<'a> {
     chunk_nbytes: u64,
     checksums: RecordChecksums,
     staging: Option<&'a Staging>,
+    maker: Option<&'a dyn StorageMaker>,
     tail: OnceLock<Tail>,
 }
 
@@ -37,6 +39,7 @@ impl<'a> Image<'a> {
         plan: &'a ArchivePlan,
         chunk_nbytes: usize,
         staging: Option<&'a Staging>,
+        maker: Option<&'a dyn StorageMaker>,
     ) -> Self {
         let chunk_nbytes = chunk_nbytes as u64;
         let checksums = RecordChecksums::new(plan, chunk_nbytes);
@@ -45,6 +48,7 @@ impl<'a> Image<'a> {
             chunk_nbytes,
             checksums,
             staging,
+            maker,
             tail: OnceLock::new(),
         }
     }
@@ -119,9 +123,13 @@ impl<'a> Image<'a> {
             Payload::Memory(memory) => {
                 memory.copy_checksummed(usize::try_from(inside).unwrap_or(usize::MAX), part)
             }
-            Payload::Staged(storage) => match self.staging {
-                Some(staging) => staging.copy_checksummed(job, *storage, inside, part)?,
-                None => unreachable!("a plan with staged storages is composed with a staging"),
+            Payload::Staged(storage) => match (self.staging, self.maker) {
+                (Some(staging), _) => staging.copy_checksummed(job, *storage, inside, part)?,
+                (None, Some(maker)) => {
+                    maker.make(*storage, inside, part)?;
+                    checksum::crc32(part)
+                }
+                (None, None) => unreachable!("somebody supplies the storages of a plan"),
             },
             Payload::SerializationId => return Ok(()),
         };

@@ -60,6 +60,24 @@ impl WriteOptions {
     }
 }
 
+/// Makes the bytes of storages when they are written, in the worker that writes them.
+pub trait StorageMaker: Sync {
+    /// Fills `out` with the bytes of storage `storage` from `offset` on. Each byte is asked for once,
+    /// by any worker and in any order; pieces begin and end at multiples of the alignment, or at the
+    /// storage's end.
+    fn make(&self, storage: usize, offset: u64, out: &mut [u8]) -> Result<()>;
+}
+
+/// Where the bytes of the storages that are not in host memory come from.
+pub(crate) enum Supply<'a> {
+    /// There is no such storage.
+    Nothing,
+    /// From a device.
+    Staged(&'a mut dyn SaveStager),
+    /// They are made when they are needed.
+    Made(&'a dyn StorageMaker),
+}
+
 /// What is known of an archive once it is written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
@@ -78,14 +96,19 @@ pub(crate) fn write_to_file(
     plan: &ArchivePlan,
     options: &WriteOptions,
     observer: &mut dyn Observer,
-    stager: Option<&mut dyn SaveStager>,
+    supply: Supply<'_>,
 ) -> Result<Written> {
     let nbytes = plan.nbytes();
     let output = Output::begin(&**file, path, nbytes, direct)?;
     let job = Job::new(nbytes);
     let chunk_nbytes = options.chunk_nbytes();
+    let (stager, maker) = match supply {
+        Supply::Nothing => (None, None),
+        Supply::Staged(stager) => (Some(stager), None),
+        Supply::Made(maker) => (None, Some(maker)),
+    };
     let staging = stager.as_deref().map(|stager| Staging::new(plan, stager));
-    let image = Image::new(plan, chunk_nbytes, staging.as_ref());
+    let image = Image::new(plan, chunk_nbytes, staging.as_ref(), maker);
     let mut stage = staging
         .as_ref()
         .zip(stager)

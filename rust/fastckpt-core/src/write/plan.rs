@@ -11,7 +11,8 @@ use crate::memory::Memory;
 pub enum StorageSource {
     /// In host memory.
     Memory(Memory),
-    /// On a device: they come through the buffers of a [`SaveStager`](super::SaveStager).
+    /// On a device: they come through the buffers of a [`SaveStager`](super::SaveStager). Or nowhere
+    /// yet: a [`StorageMaker`](super::StorageMaker) makes them.
     Staged {
         /// Size in bytes.
         nbytes: u64,
@@ -34,7 +35,7 @@ pub(super) enum Payload {
     Fixed(Vec<u8>),
     /// A storage in host memory.
     Memory(Memory),
-    /// The storage with this number, on a device.
+    /// The storage with this number, on a device or yet to be made.
     Staged(usize),
     /// The serialization id: a hash over the CRCs of all the other records.
     SerializationId,

@@ -32,7 +32,7 @@ pub fn write_to_sink(
     let job = Job::new(plan.nbytes());
     let chunk_nbytes = options.chunk_nbytes();
     let staging = stager.as_deref().map(|stager| Staging::new(plan, stager));
-    let image = Image::new(plan, chunk_nbytes, staging.as_ref());
+    let image = Image::new(plan, chunk_nbytes, staging.as_ref(), None);
     let queue = Mutex::new(Queue {
         next: 0,
         composed: BTreeMap::new(),

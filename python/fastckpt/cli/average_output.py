@@ -1,0 +1,44 @@
+"""How `fastckpt average` says what it wrote: as text and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastckpt.cli.output import Line, format_nbytes, plural, printable
+
+if TYPE_CHECKING:
+    # Imports torch.
+    from fastckpt._average import AverageReport
+
+
+def report_lines(report: AverageReport) -> Iterator[Line]:
+    """Yield the text: the new file, and the share of each checkpoint."""
+    size = f"{printable(report.path)}, {format_nbytes(report.nbytes)}"
+    count = plural(len(report.checkpoints), "checkpoint")
+    yield Line(f"AVERAGED: {count} into {size}", "AVERAGED", "green")
+    for path, weight in zip(report.checkpoints, report.weights, strict=True):
+        yield Line(f"  {weight:8.4f}  {printable(path)}")
+
+
+def messages(report: AverageReport) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of what belongs on stderr."""
+    kept = report.tensors - report.averaged
+    if kept:
+        last = printable(report.checkpoints[-1])
+        verb = "is" if kept == 1 else "are"
+        yield "note", f"{plural(kept, 'integer tensor')} {verb} of the last file, {last}"
+
+
+def report_document(report: AverageReport) -> dict[str, Any]:
+    """Return the report as JSON values. Paths that are not UTF-8 have lone surrogates."""
+    return {
+        "path": report.path,
+        "nbytes": report.nbytes,
+        "checkpoints": [
+            {"path": path, "weight": weight}
+            for path, weight in zip(report.checkpoints, report.weights, strict=True)
+        ],
+        "tensors": report.tensors,
+        "averaged": report.averaged,
+    }
