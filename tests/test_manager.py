@@ -30,6 +30,7 @@ from tests.manager_runs import (
 )
 
 import fastckpt
+from fastckpt import _native
 from fastckpt.training import manager as manager_module
 from fastckpt.training import rotation
 
@@ -671,7 +672,7 @@ def test_what_is_proven_comes_from_the_disk_and_not_from_the_page_cache(
     manager = manager_of(tmp_path, save_total_limit=1)
     save_all(manager, {10: 1.0})
     done: list[tuple[str, int]] = []
-    real_advise, real_verify = os.posix_fadvise, rotation._native.verify_file
+    real_advise, real_verify = os.posix_fadvise, _native.verify_file
 
     def advise(fd: int, offset: int, nbytes: int, advice: int) -> None:
         assert (offset, nbytes, advice) == (0, 0, os.POSIX_FADV_DONTNEED)

@@ -42,6 +42,14 @@ def _torn_steps(name: str) -> PythonTest:
     return PythonTest(f"tests/test_nanochat_torn_steps.py::{name}")
 
 
+def _manager(name: str) -> PythonTest:
+    return PythonTest(f"tests/test_manager.py::{name}")
+
+
+def _rotation(name: str) -> PythonTest:
+    return PythonTest(f"tests/test_manager_rotation.py::{name}")
+
+
 _POWER_CUTS = _power("a_promised_save_or_a_newer_one_is_whole_after_every_power_cut")
 _FAILURES = _power("a_file_whose_saving_fails_anywhere_is_the_old_one_or_the_new_one")
 _REPORTED = _commit("every_operation_that_fails_is_reported_and_leaves_the_old_file")
@@ -52,6 +60,7 @@ _COMMIT = "rust/fastckpt-core/src/commit/mod.rs"
 _KEEP = "rust/fastckpt-core/src/commit/keep.rs"
 _TEMP = "rust/fastckpt-core/src/commit/temp.rs"
 _INDEX = "rust/fastckpt-format/src/index.rs"
+_TRAINING = "python/fastckpt/training"
 _HEADERS = "rust/fastckpt-format/src/index/headers.rs"
 
 BUGS = (
@@ -219,5 +228,40 @@ BUGS = (
         "            }\n",
         "            _other => {}\n",
         (CargoTest("fastckpt-format", "pickle", "refusals::each_has_its_message"),),
+    ),
+    Bug(
+        "best-checkpoint-deleted",
+        f"{_TRAINING}/manager.py",
+        "        protected = {newest} if best is None else {newest, best.name}\n",
+        "        protected = {newest}\n",
+        (_rotation("test_the_newest_by_step_and_the_best_stay"),),
+    ),
+    Bug(
+        "checkpoint-not-read-back",
+        f"{_TRAINING}/manager.py",
+        "            if proves:\n",
+        "            if False:\n",
+        (_manager("test_what_the_disk_does_not_return_is_not_published"),),
+    ),
+    Bug(
+        "nan-is-the-best",
+        f"{_TRAINING}/metrics.py",
+        "    if value is None or math.isnan(value):\n",
+        "    if value is None:\n",
+        (_manager("test_nan_is_never_the_best"),),
+    ),
+    Bug(
+        "disk-error-taken-for-damage",
+        f"{_TRAINING}/manager.py",
+        "            except (CheckpointError, FileNotFoundError) as error:\n",
+        "            except (CheckpointError, OSError) as error:\n",
+        (_manager("test_an_error_of_the_disk_is_raised_and_not_got_around"),),
+    ),
+    Bug(
+        "scheduler-not-restored",
+        f"{_TRAINING}/restoring.py",
+        '        report.restore("scheduler", parts.scheduler, scheduler_state)\n',
+        "        pass\n",
+        (PythonTest("tests/test_resume.py::test_a_resumed_run_is_the_same_bit_for_bit"),),
     ),
 )

@@ -244,7 +244,12 @@ def _rng_of_rank(
 def _read_rank_file(own: str, path: str) -> Mapping[str, Any]:
     if _save_id(own) != _save_id(path):
         raise FormatError(f"{own} is of another save than {path}", path=own)
-    states: Mapping[str, Any] = load(own, map_location="cpu", weights_only=True)["rng_states"]
+    found = load(own, map_location="cpu", weights_only=True)
+    states = found.get("rng_states") if isinstance(found, dict) else None
+    if not isinstance(states, dict):
+        raise FormatError(
+            f"{own} has no RNG states: a CheckpointManager did not write it", path=own
+        )
     return states
 
 
