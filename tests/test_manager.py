@@ -684,7 +684,7 @@ def test_what_is_proven_comes_from_the_disk_and_not_from_the_page_cache(
         return real_verify(path)
 
     monkeypatch.setattr("fastckpt.training.rotation.os.posix_fadvise", advise)
-    monkeypatch.setattr("fastckpt.training.rotation._native.verify_file", verify)
+    monkeypatch.setattr("fastckpt._native.verify_file", verify)
     save_all(manager, {20: 0.5})
     inode = (tmp_path / first_name(20)).stat().st_ino
     assert done == [("dropped", inode), ("read back", inode)]

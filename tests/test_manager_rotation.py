@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tests.manager_runs import manager_of, messages, names, save_all, steps_in
 
 import fastckpt
+from fastckpt._checkpoint_names import CheckpointName, parse_checkpoint_name
 from fastckpt.training import rotation
 from fastckpt.training.config import CheckpointConfig
-from fastckpt.training.naming import CheckpointName, parse_name
 
 
 def name(step: int, epoch: int = 0, rank: int = 0) -> str:
@@ -214,13 +214,13 @@ def test_after_any_saves_the_directory_is_what_a_naive_list_says(
             assert contents["best_metric"] == best[1]
         latest = manager.get_latest_checkpoint()
         assert latest is not None
-        assert parse_name(latest.name) == CheckpointName(max(there), 0)
+        assert parse_checkpoint_name(latest.name) == CheckpointName(max(there), 0)
 
 
 @given(step=st.integers(0, 10**12), epoch=st.integers(0, 10**6), rank=st.integers(0, 5000))
 def test_a_name_says_what_it_was_made_of(step: int, epoch: int, rank: int) -> None:
     made = CheckpointName(step, epoch, rank)
-    assert parse_name(str(made)) == made
+    assert parse_checkpoint_name(str(made)) == made
 
 
 @pytest.mark.parametrize(
@@ -238,4 +238,4 @@ def test_a_name_says_what_it_was_made_of(step: int, epoch: int, rank: int) -> No
     ],
 )
 def test_other_names_are_none_of_a_managers(wrong: str) -> None:
-    assert parse_name(wrong) is None
+    assert parse_checkpoint_name(wrong) is None

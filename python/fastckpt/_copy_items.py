@@ -10,11 +10,12 @@ from contextlib import suppress
 from dataclasses import replace
 
 from . import _native
+from ._checkpoint_names import BEST_NAME
 from ._copy_files import FileCopier
 from ._copy_report import CopiedCheckpoint, CopiedFile, Outcome
 from ._copy_sources import CheckpointItem, Item, Piece
 from ._identity import identity
-from ._manager_files import BEST_NAME, survey_manager
+from ._manager_files import survey_manager
 from .errors import IncompleteCheckpointError
 
 # A source that is saved again while it is copied is copied again; one that never rests is given up.

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from ._manager_files import BEST_NAME, ManagerFiles, survey_manager
+from ._checkpoint_names import BEST_NAME
+from ._manager_files import ManagerFiles, survey_manager
 from ._manifest import decode_manifest
 from ._small_file import META_NBYTES_MAX, read_small_file
 from ._step_parts import own_name

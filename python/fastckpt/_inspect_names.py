@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from typing import Literal
 
+from ._checkpoint_names import parse_checkpoint_name
 from ._survey import parse_name
-
-#: The second name of the best checkpoint of a `CheckpointManager`.
-BEST_NAME = "best_model.pt"
-# Numbers are padded, and longer where they need to be; 18 digits are no step of any run.
-_MANAGED = re.compile(
-    r"checkpoint_epoch(?P<epoch>[0-9]{4,18})_step(?P<step>[0-9]{8,18})(?:_rank(?P<rank>[0-9]{1,18}))?\.pt",
-    re.ASCII,
-)
 
 
 @dataclass(frozen=True)
@@ -39,10 +31,9 @@ class FileName:
 def name_of_file(path: str) -> FileName | None:
     """Return what the name of a file says; None if it is none of these."""
     name = os.path.basename(path)
-    if match := _MANAGED.fullmatch(name):
-        rank = None if match["rank"] is None else int(match["rank"])
-        role: Literal["managed", "rank"] = "managed" if rank is None else "rank"
-        return FileName(role, int(match["step"]), int(match["epoch"]), rank)
+    if managed := parse_checkpoint_name(name):
+        role: Literal["managed", "rank"] = "rank" if managed.rank else "managed"
+        return FileName(role, managed.step, managed.epoch, managed.rank or None)
     named = parse_name(name)
     if named is None or named.role not in {"model", "optimizer"}:
         return None

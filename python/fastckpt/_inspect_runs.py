@@ -9,8 +9,9 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from ._checkpoint_names import BEST_NAME
 from ._inspect import decode_meta_values, inspect_file, read_meta_values
-from ._inspect_names import BEST_NAME, name_of_file
+from ._inspect_names import name_of_file
 from ._inspect_report import FileContents, UncoveredFormatError
 from ._plain_values import PlainValues
 from ._step_saves import read_save

@@ -7,18 +7,9 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 
-BEST_NAME = "best_model.pt"
-
-# Four and eight digits, more where the number has more; a name with other zeros is not the manager's.
-_CHECKPOINT = re.compile(
-    r"checkpoint_epoch(?P<epoch>[0-9]{4}|[1-9][0-9]{4,17})"
-    r"_step(?P<step>[0-9]{8}|[1-9][0-9]{8,17})"
-    r"(?:_rank(?P<rank>[1-9][0-9]{0,17}))?\.pt",
-    re.ASCII,
-)
+from ._checkpoint_names import BEST_NAME, parse_checkpoint_name
 
 
 @dataclass
@@ -59,14 +50,14 @@ def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
         raise
     found: dict[tuple[int, int], ManagerFiles] = {}
     for name in names:
-        match = _CHECKPOINT.fullmatch(name)
-        if match is None:
+        parsed = parse_checkpoint_name(name)
+        if parsed is None:
             continue
-        key = (int(match["step"]), int(match["epoch"]))
+        key = (parsed.step, parsed.epoch)
         files = found.setdefault(key, ManagerFiles(*key))
-        if match["rank"] is None:
+        if parsed.rank == 0:
             files.name = name
         else:
-            files.ranks[int(match["rank"])] = name
+            files.ranks[parsed.rank] = name
     best = BEST_NAME if BEST_NAME in names else None
     return [found[key] for key in sorted(found)], best

@@ -15,8 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._checkpoint_names import BEST_NAME
 from ._inspect import decode_meta_values, read_source
-from ._inspect_names import BEST_NAME, name_of_file
+from ._inspect_names import name_of_file
 from ._native import Archive, TensorInfo
 from ._opening import Kind, open_source
 from ._plain_values import PlainValues, read_plain_values

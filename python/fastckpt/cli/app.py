@@ -60,14 +60,14 @@ def fastckpt(
 
 app.command(name="verify", epilog=verify.EPILOG)(verify.verify)
 app.command(name="inspect", epilog=inspect.EPILOG)(inspect.inspect)
-app.command(name="top", epilog=top.EPILOG)(top.top)
-app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
-app.command(name="export", epilog=export.EPILOG)(export.export)
-app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
-app.command(name="prune", epilog=prune.EPILOG)(prune.prune)
-app.command(name="copy", epilog=copy.EPILOG)(copy.copy)
-app.command(name="average", epilog=average.EPILOG)(average.average)
 app.command(name="diff", epilog=diff.EPILOG)(diff.diff)
+app.command(name="top", epilog=top.EPILOG)(top.top)
+app.command(name="average", epilog=average.EPILOG)(average.average)
+app.command(name="export", epilog=export.EPILOG)(export.export)
+app.command(name="copy", epilog=copy.EPILOG)(copy.copy)
+app.command(name="prune", epilog=prune.EPILOG)(prune.prune)
+app.command(name="gc", epilog=gc.EPILOG)(gc.gc)
+app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 
 
 def run(args: list[str]) -> int:

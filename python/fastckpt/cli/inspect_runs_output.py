@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastckpt._inspect_names import BEST_NAME, name_of_file
+from fastckpt._checkpoint_names import BEST_NAME
+from fastckpt._inspect_names import name_of_file
 from fastckpt._inspect_runs import CheckpointRow, DirectoryContents, RunContents, State
 from fastckpt._survey import parse_name
 from fastckpt.cli.output import Line, format_nbytes, plural, printable

@@ -9,10 +9,10 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
+from fastckpt._checkpoint_names import BEST_NAME
 from fastckpt._native import Commit
 
 from .log import logger
-from .naming import BEST
 
 # linux/fs.h: _IOW(0x94, 9, int)
 _FICLONE = 0x40049409
@@ -59,7 +59,7 @@ def name_best(checkpoint: str) -> None:
             fsync of the directory, has failed.
     """
     directory = os.path.dirname(checkpoint)
-    best = os.path.join(directory, BEST)
+    best = os.path.join(directory, BEST_NAME)
     source = _call("opening the file", checkpoint, os.open, checkpoint, os.O_RDONLY | os.O_CLOEXEC)
     try:
         temporary = _second_name(source, checkpoint, directory)
@@ -109,7 +109,7 @@ def _copy(source: int, temporary: str) -> None:
         except OSError as error:
             if error.errno not in _NO_REFLINKS:
                 raise _described(error, "sharing the bytes", temporary) from None
-            logger.info("%s is a copy: no hard links and no reflinks here", BEST)
+            logger.info("%s is a copy: no hard links and no reflinks here", BEST_NAME)
             _call("copying the bytes", temporary, _copy_bytes, source, copy)
         _call("flushing the copy to disk (fsync)", temporary, os.fsync, copy)
     finally:

@@ -8,13 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastckpt._checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 from fastckpt._outline import read_outline
 from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import check_is_managers
 from .log import logger
 from .metrics import is_better
-from .naming import BEST, CheckpointName, parse_name
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,17 @@ class CheckpointDirectory:
         self.rank_files = {}
         found: dict[str, tuple[_Signature, Entry | None]] = {}
         for file_name in self._list():
-            name = parse_name(file_name)
+            name = parse_checkpoint_name(file_name)
             if name is not None and name.rank:
                 own = CheckpointName(name.step, name.epoch)
                 self.rank_files.setdefault(own, []).append(file_name)
-            elif name is not None or file_name == BEST:
+            elif name is not None or file_name == BEST_NAME:
                 read = self._look_at(file_name, name)
                 if read is not None:
                     found[file_name] = read
         self._read = found
         whole = [entry for _, entry in found.values() if entry is not None]
-        best_path = os.path.join(self.path, BEST)
+        best_path = os.path.join(self.path, BEST_NAME)
         self.best_model = next((entry for entry in whole if entry.path == best_path), None)
         self.entries = sorted(
             (entry for entry in whole if entry.path != best_path), key=lambda entry: entry.name
@@ -93,7 +93,7 @@ class CheckpointDirectory:
 
     def checkpoint_names(self) -> list[CheckpointName]:
         """List the checkpoints by their file names, damaged ones among them, newest first."""
-        names = filter(None, map(parse_name, self._list()))
+        names = filter(None, map(parse_checkpoint_name, self._list()))
         return sorted((name for name in names if not name.rank), reverse=True)
 
     def path_of(self, name: CheckpointName) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastckpt import _native, _save
+from fastckpt._checkpoint_names import BEST_NAME, CheckpointName
 from fastckpt._pickling import Pickled, pickle_object
 from fastckpt.errors import CheckpointError, FormatError
 from fastckpt.nanochat.save_id import SaveIdentity, begin_save
@@ -24,7 +25,6 @@ from .contents import Parts, check_contents, read_contents
 from .directory import CheckpointDirectory, Entry, plain_history, read_history
 from .log import logger
 from .metrics import is_better, metric_of, plain_metrics
-from .naming import BEST, CheckpointName
 from .preemption import Preemption
 from .ranks import any_rank, rank_and_world_size
 from .restoring import Resumed, restore
@@ -392,7 +392,7 @@ class CheckpointManager:
         """Whether anything is deleted or replaced on account of this save."""
         directory = self._directory
         replaces = os.path.lexists(directory.path_of(name))
-        replaces_best = improves and os.path.lexists(os.path.join(directory.path, BEST))
+        replaces_best = improves and os.path.lexists(os.path.join(directory.path, BEST_NAME))
         return self.config.verify_before_delete and (
             replaces or replaces_best or bool(self._expendable(name))
         )
@@ -457,7 +457,7 @@ class CheckpointManager:
         directory = self._directory
         names = directory.checkpoint_names()
         paths = [directory.path_of(name) for name in names]
-        best = os.path.join(directory.path, BEST)
+        best = os.path.join(directory.path, BEST_NAME)
         if os.path.lexists(best):
             # The last resort: it may be the only good one that is left.
             paths.append(best)

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from fastckpt import _native
+from fastckpt._checkpoint_names import CheckpointName
 from fastckpt._load import load
 from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import Parts, read_contents
 from .directory import plain_history
 from .log import logger
-from .naming import CheckpointName
 from .ranks import rank_and_world_size
 from .rng import Generator, check_generators, restore_rng
 

@@ -7,13 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from fastckpt import _native
+from fastckpt._checkpoint_names import CheckpointName
 from fastckpt._retention import expendable_steps
 from fastckpt.errors import ChecksumError
 
 from .config import CheckpointConfig
 from .directory import CheckpointDirectory
 from .log import logger
-from .naming import CheckpointName
 
 
 def expendable(

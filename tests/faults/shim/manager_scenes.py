@@ -13,7 +13,7 @@ from tests.faults.shim.zygote import Act
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt.training.naming import parse_name
+from fastckpt._checkpoint_names import parse_checkpoint_name
 
 _MODULE = "tests.faults.shim.manager_scenes"
 _RUN = "run"
@@ -161,7 +161,7 @@ class ManagerScene(Scene):
         for path in sorted(run.iterdir() if run.exists() else ()):
             if _TEMP.fullmatch(path.name):
                 continue
-            name = parse_name(path.name)
+            name = parse_checkpoint_name(path.name)
             assert name is not None or path.name == _BEST, f"left behind: {path.name}"
             assert fastckpt.verify(path).ok, path.name
             contents = torch.load(path, weights_only=True)

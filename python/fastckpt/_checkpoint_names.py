@@ -1,14 +1,15 @@
-"""What the files of a manager are called."""
+"""What the files of a `CheckpointManager` are called. Imports no torch."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-#: A second name of the best checkpoint.
-BEST = "best_model.pt"
+#: The second name of the best checkpoint.
+BEST_NAME = "best_model.pt"
 
-# Zeros up to the width, as `str(CheckpointName(...))` writes them; more digits where it takes more.
+# Zeros up to the width, as `str(CheckpointName(...))` writes them; more digits where it takes more, but
+# not more than any run has steps.
 _NAME = re.compile(
     r"checkpoint_epoch(?P<epoch>[0-9]{4}|[1-9][0-9]{4,17})"
     r"_step(?P<step>[0-9]{8}|[1-9][0-9]{8,17})"
@@ -35,7 +36,7 @@ class CheckpointName:
         return f"checkpoint_epoch{self.epoch:04d}_step{self.step:08d}{rank}.pt"
 
 
-def parse_name(name: str) -> CheckpointName | None:
+def parse_checkpoint_name(name: str) -> CheckpointName | None:
     """Return what a file name says; None if it is none of a manager's."""
     match = _NAME.fullmatch(name)
     if match is None:
