@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from ._outline import read_outline, walk
 from ._pickling import pickle_object
 from ._state_dicts import find_state_dict
 from ._unpickling import host_storage
-from .errors import FormatError
+from .errors import FormatError, MissingChecksumWarning
 
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
@@ -47,6 +48,7 @@ class AverageReport:
         tensors: Names in the new state dict.
         averaged: Those of them that are means; all others are from the last file.
         nbytes: Size of the new file in bytes.
+        unchecked: Files whose writer stored no checksums: their bytes were taken as they are.
     """
 
     path: str
@@ -55,6 +57,7 @@ class AverageReport:
     tensors: int
     averaged: int
     nbytes: int
+    unchecked: tuple[str, ...]
 
 
 def average_checkpoints(
@@ -97,6 +100,8 @@ def average_checkpoints(
         ChecksumError: A record is not what was written; the message names the tensor.
         OSError: A file cannot be read.
 
+    Of a file whose writer stored no checksums, a `MissingChecksumWarning` says so.
+
     Example:
         >>> import fastckpt, torch
         >>> for step in (1, 2):
@@ -105,6 +110,9 @@ def average_checkpoints(
         OrderedDict({'w': tensor([1.5000, 1.5000])})
     """
     plan = _Plan(checkpoints, weights)
+    for path in plan.unchecked:
+        message = f"{path} has no checksums: its bytes are averaged unchecked"
+        warnings.warn(message, MissingChecksumWarning, stacklevel=2)
     spans = average(plan.archives, plan.weights, plan.tensors(), threads=threads, progress=progress)
     storages = [
         host_storage(span, nbytes)
@@ -188,6 +196,7 @@ def average_files(
         tensors=len(plan.names),
         averaged=plan.averaged,
         nbytes=written.nbytes,
+        unchecked=plan.unchecked,
     )
 
 
@@ -229,6 +238,11 @@ class _Plan:
         self._states = states
         self._storages: list[tuple[str, int, list[_Place]]] = []
         self._views: dict[str, _View] = {}
+        self.unchecked = tuple(
+            path
+            for path, archive in zip(self.paths, self.archives, strict=True)
+            if archive.checksums != "all"
+        )
         self._place_all()
         _refuse_opaque(self._first(), self.paths[0])
         self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())
