@@ -346,6 +346,17 @@ def test_an_expanded_tensor_stays_small(tmp_path: Path) -> None:
     assert (found.shape, found.stride(), found[7].item()) == ((2**40,), (0,), 1.5)
 
 
+def test_a_claim_of_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
+    # Not laid out alike, so each element would be written.
+    states = [{"w": torch.zeros(n).expand(2**44, 1)[:, :1]} for n in (1, 1)]
+    states[1] = {"w": torch.zeros(2)[1:].expand(2**44, 1)}
+    paths = write(tmp_path, states)
+    with pytest.raises(OSError, match="bytes are needed") as caught:
+        average_files(paths, tmp_path / "out.pt")
+    assert caught.value.errno == errno.ENOSPC
+    assert sorted(os.listdir(tmp_path)) == ["0.pt", "1.pt"]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_pieces_give_the_same_whatever_the_threads(threads: int, tmp_path: Path) -> None:
     numel = 3_000_001

@@ -33,6 +33,8 @@ _Progress = Callable[[int, int], None]
 # (key of the storage, offset, shape, strides), as the core wants it.
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]]
 
+# No file is larger.
+_NBYTES_MAX = 2**63 - 1
 # As many names as a message can hold.
 _NAMES_SHOWN = 5
 
@@ -106,8 +108,8 @@ def average_checkpoints(
         >>> import fastckpt, torch
         >>> for step in (1, 2):
         ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"/tmp/average_{step}.pt")
-        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])
-        OrderedDict({'w': tensor([1.5000, 1.5000])})
+        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])["w"]
+        tensor([1.5000, 1.5000])
     """
     plan = _Plan(checkpoints, weights)
     for path in plan.unchecked:
@@ -163,19 +165,21 @@ def average_files(
     _refuse_existing(target)
     plan = _Plan(checkpoints, weights)
     sizes = plan.storage_nbytes()
-    # Never touched, so never in memory: only their sizes are pickled.
-    placeholders = [torch.UntypedStorage(nbytes, device="cpu") for nbytes in sizes]
-    pickled = pickle_object(plan.build(placeholders))
-    order = _order(pickled.storages, placeholders)
-    del placeholders
-    tensors = plan.tensors()
-    directory = os.path.dirname(target)
     with Commit() as commit:
-        pickled_sizes = [sizes[number] for number in order]
+        # Before memory is reserved for what a file merely claims.
+        commit.require_space(os.path.dirname(target), min(sum(sizes), _NBYTES_MAX))
+        # Never touched, so never in memory: only their sizes are pickled.
+        placeholders = [torch.UntypedStorage(nbytes, device="cpu") for nbytes in sizes]
+        pickled = pickle_object(plan.build(placeholders))
+        order = _order(pickled.storages, placeholders)
+        tensors = plan.tensors()
         nbytes = archive_nbytes(
-            target, len(pickled.data), pickled_sizes, alignment=DEFAULT_ALIGNMENT
+            target,
+            len(pickled.data),
+            [sizes[number] for number in order],
+            alignment=DEFAULT_ALIGNMENT,
         )
-        commit.require_space(directory, nbytes)
+        commit.require_space(os.path.dirname(target), nbytes)
         written = commit.write_average(
             target,
             pickled.data,
