@@ -346,6 +346,17 @@ def test_an_expanded_tensor_stays_small(tmp_path: Path) -> None:
     assert (found.shape, found.stride(), found[7].item()) == ((2**40,), (0,), 1.5)
 
 
+def test_a_claim_of_more_than_the_disk_has_is_refused(tmp_path: Path) -> None:
+    # Not laid out alike, so each element would be written.
+    states = [{"w": torch.zeros(n).expand(2**44, 1)[:, :1]} for n in (1, 1)]
+    states[1] = {"w": torch.zeros(2)[1:].expand(2**44, 1)}
+    paths = write(tmp_path, states)
+    with pytest.raises(OSError, match="bytes are needed") as caught:
+        average_files(paths, tmp_path / "out.pt")
+    assert caught.value.errno == errno.ENOSPC
+    assert sorted(os.listdir(tmp_path)) == ["0.pt", "1.pt"]
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_pieces_give_the_same_whatever_the_threads(threads: int, tmp_path: Path) -> None:
     numel = 3_000_001
@@ -613,17 +624,16 @@ def test_ctrl_c(tmp_path: Path) -> None:
     paths = large(tmp_path / "in")
     out = tmp_path / "out"
     out.mkdir()
-    command = [sys.executable, "-m", "fastckpt", "average", *paths, "--to", str(out / "out.pt")]
+    # Forty inputs: it is never done by the time that the signal arrives.
+    command = [sys.executable, "-m", "fastckpt", "average", *paths * 8, "--to", str(out / "out.pt")]
     process = subprocess.Popen(
         [*command, "--threads", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     wait_for(lambda: any(out.iterdir()))
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate()
-    # It may have been done already.
-    if process.returncode != 0:
-        assert (process.returncode, stdout, stderr) == (130, "", "error: interrupted\n")
-        assert list(out.iterdir()) == []
+    assert (process.returncode, stdout, stderr) == (130, "", "error: interrupted\n")
+    assert list(out.iterdir()) == []
 
 
 # The command
@@ -653,7 +663,21 @@ def test_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "checkpoints": [{"path": path, "weight": 0.5} for path in paths],
         "tensors": 1,
         "averaged": 1,
+        "unchecked": [],
     }
+
+
+def test_files_without_checksums_are_averaged_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pt"
+    path.write_bytes(archives.without_checksums({"w": torch.ones(10)}))
+    with pytest.warns(fastckpt.MissingChecksumWarning, match="has no checksums"):
+        assert average_checkpoints([path])["w"].tolist() == [1.0] * 10
+    assert run(["average", str(path), "--to", str(tmp_path / "out.pt")]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: {path} has no checksums: its bytes were averaged unchecked\n"
+    )
 
 
 @pytest.mark.parametrize("as_json", [False, True])

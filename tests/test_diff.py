@@ -148,6 +148,18 @@ def test_layouts_do_not_change_the_result(
             assert getattr(found, name) == pytest.approx(value, rel=1e-12), name
 
 
+def test_expanded_tensors_are_compared_once_and_overlapping_ones_refused(tmp_path: Path) -> None:
+    a, b = torch.ones(3, 1).expand(3, 2**50), torch.full((3, 1), 3.0).expand(3, 2**50)
+    (found,) = compared(tmp_path, {"w": a}, {"w": b}).differing
+    assert (found.numel, found.differing, found.max_abs) == (3, 3, 2.0)
+    # On one side only: there are as many bytes on the other.
+    (found,) = compared(tmp_path, {"w": a[:, :5]}, {"w": torch.zeros(3, 5)}).differing
+    assert (found.numel, found.differing) == (15, 15)
+    windows = torch.zeros(2**12).as_strided((2**11, 2**11), (1, 1))
+    with pytest.raises(fastckpt.FormatError, match="overlap in memory"):
+        compared(tmp_path, {"w": windows}, {"w": windows})
+
+
 def test_the_figures_do_not_depend_on_the_threads(tmp_path: Path) -> None:
     paths = saved(tmp_path, {"w": torch.randn(3_000_000)}, {"w": torch.randn(3_000_000)})
     assert diff(*paths, threads=1) == diff(*paths, threads=4)

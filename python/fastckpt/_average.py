@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -25,13 +26,15 @@ from ._outline import read_outline, walk
 from ._pickling import pickle_object
 from ._state_dicts import find_state_dict
 from ._unpickling import host_storage
-from .errors import FormatError
+from .errors import FormatError, MissingChecksumWarning
 
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
 # (key of the storage, offset, shape, strides), as the core wants it.
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]]
 
+# No file is larger.
+_NBYTES_MAX = 2**63 - 1
 # As many names as a message can hold.
 _NAMES_SHOWN = 5
 
@@ -47,6 +50,7 @@ class AverageReport:
         tensors: Names in the new state dict.
         averaged: Those of them that are means; all others are from the last file.
         nbytes: Size of the new file in bytes.
+        unchecked: Files whose writer stored no checksums: their bytes were taken as they are.
     """
 
     path: str
@@ -55,6 +59,7 @@ class AverageReport:
     tensors: int
     averaged: int
     nbytes: int
+    unchecked: tuple[str, ...]
 
 
 def average_checkpoints(
@@ -97,14 +102,19 @@ def average_checkpoints(
         ChecksumError: A record is not what was written; the message names the tensor.
         OSError: A file cannot be read.
 
+    Of a file whose writer stored no checksums, a `MissingChecksumWarning` says so.
+
     Example:
         >>> import fastckpt, torch
         >>> for step in (1, 2):
         ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"/tmp/average_{step}.pt")
-        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])
-        OrderedDict({'w': tensor([1.5000, 1.5000])})
+        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])["w"]
+        tensor([1.5000, 1.5000])
     """
     plan = _Plan(checkpoints, weights)
+    for path in plan.unchecked:
+        message = f"{path} has no checksums: its bytes are averaged unchecked"
+        warnings.warn(message, MissingChecksumWarning, stacklevel=2)
     spans = average(plan.archives, plan.weights, plan.tensors(), threads=threads, progress=progress)
     storages = [
         host_storage(span, nbytes)
@@ -155,19 +165,21 @@ def average_files(
     _refuse_existing(target)
     plan = _Plan(checkpoints, weights)
     sizes = plan.storage_nbytes()
-    # Never touched, so never in memory: only their sizes are pickled.
-    placeholders = [torch.UntypedStorage(nbytes, device="cpu") for nbytes in sizes]
-    pickled = pickle_object(plan.build(placeholders))
-    order = _order(pickled.storages, placeholders)
-    del placeholders
-    tensors = plan.tensors()
-    directory = os.path.dirname(target)
     with Commit() as commit:
-        pickled_sizes = [sizes[number] for number in order]
+        # Before memory is reserved for what a file merely claims.
+        commit.require_space(os.path.dirname(target), min(sum(sizes), _NBYTES_MAX))
+        # Never touched, so never in memory: only their sizes are pickled.
+        placeholders = [torch.UntypedStorage(nbytes, device="cpu") for nbytes in sizes]
+        pickled = pickle_object(plan.build(placeholders))
+        order = _order(pickled.storages, placeholders)
+        tensors = plan.tensors()
         nbytes = archive_nbytes(
-            target, len(pickled.data), pickled_sizes, alignment=DEFAULT_ALIGNMENT
+            target,
+            len(pickled.data),
+            [sizes[number] for number in order],
+            alignment=DEFAULT_ALIGNMENT,
         )
-        commit.require_space(directory, nbytes)
+        commit.require_space(os.path.dirname(target), nbytes)
         written = commit.write_average(
             target,
             pickled.data,
@@ -188,6 +200,7 @@ def average_files(
         tensors=len(plan.names),
         averaged=plan.averaged,
         nbytes=written.nbytes,
+        unchecked=plan.unchecked,
     )
 
 
@@ -229,6 +242,11 @@ class _Plan:
         self._states = states
         self._storages: list[tuple[str, int, list[_Place]]] = []
         self._views: dict[str, _View] = {}
+        self.unchecked = tuple(
+            path
+            for path, archive in zip(self.paths, self.archives, strict=True)
+            if archive.checksums != "all"
+        )
         self._place_all()
         _refuse_opaque(self._first(), self.paths[0])
         self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())

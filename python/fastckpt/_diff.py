@@ -35,6 +35,8 @@ __all__ = [
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]] | int
+# dtype, elements, place in A, place in B.
+_Pair = tuple[str, int, _Place, _Place]
 
 # The last steps of a directory that a message names.
 _STEPS_NAMED = 8
@@ -158,8 +160,9 @@ def _read_meta(path: str) -> Any:
 @dataclass(frozen=True)
 class _Tensor:
     layout: TensorLayout
-    numel: int
     place: _Place
+    #: Size of the storage in bytes.
+    storage_nbytes: int
 
 
 @dataclass
@@ -195,9 +198,7 @@ def _open(path: str) -> _Side:
         # Its metadata are those of the format: a .pt file has none.
         header = parse_safetensors_header(plain.read, plain.nbytes, path)
         tensors = {
-            info.name: _Tensor(
-                TensorLayout(info.dtype, info.shape), math.prod(info.shape), info.offset
-            )
+            info.name: _Tensor(TensorLayout(info.dtype, info.shape), info.offset, info.nbytes)
             for info in header.tensors
         }
         return _Side(path, plain, tensors)
@@ -211,8 +212,8 @@ def _tensors_of(root: Any) -> dict[str, _Tensor]:
     return {
         name: _Tensor(
             TensorLayout(info.dtype, info.shape),
-            info.numel,
             (info.key, info.storage_offset, info.shape, info.stride),
+            info.storage_nbytes,
         )
         for name, info in name_tensors(root).items()
     }
@@ -249,7 +250,8 @@ def _diff_files(
         (b if a.is_flat else a).select_state_dict()
     shared = [name for name in a.tensors if name in b.tensors]
     same_layout = [name for name in shared if a.tensors[name].layout == b.tensors[name].layout]
-    found = _compare(a, b, same_layout, threads, progress)
+    pairs = {name: _pair_of(name, a, b) for name in same_layout}
+    found = _compare(a, b, pairs, threads, progress)
     return FileDiff(
         a_path,
         b_path,
@@ -262,7 +264,7 @@ def _diff_files(
         ),
         tensors=tuple(same_layout),
         differing=tuple(
-            _tensor_diff(name, a.tensors[name], found[name])
+            _tensor_diff(name, a.tensors[name], pairs[name][1], found[name])
             for name in same_layout
             if found[name].differing
         ),
@@ -274,24 +276,53 @@ def _diff_files(
 
 
 def _compare(
-    a: _Side, b: _Side, names: list[str], threads: int | None, progress: _Progress | None
+    a: _Side,
+    b: _Side,
+    wanted: dict[str, _Pair],
+    threads: int | None,
+    progress: _Progress | None,
 ) -> dict[str, Comparison]:
     """Compare the tensors of these names; those that share memory on both sides once."""
-    pairs: dict[tuple[str, int, _Place, _Place], int] = {}
+    pairs: dict[_Pair, int] = {}
     positions = {}
-    for name in names:
-        one, other = a.tensors[name], b.tensors[name]
-        pair = (one.layout.dtype, one.numel, one.place, other.place)
+    for name, pair in wanted.items():
         positions[name] = pairs.setdefault(pair, len(pairs))
     results = compare_tensors(a.file, b.file, list(pairs), threads=threads, progress=progress)
     return {name: results[position] for name, position in positions.items()}
 
 
-def _tensor_diff(name: str, tensor: _Tensor, found: Comparison) -> TensorDiff:
+def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
+    """Return what is compared of two tensors: what is expanded on both sides once.
+
+    Otherwise a file of a few bytes could claim more elements than anybody can look at.
+    """
+    one, other = a.tensors[name], b.tensors[name]
+    places: list[_Place] = [one.place, other.place]
+    shape = one.layout.shape
+    records = [place for place in places if not isinstance(place, int)]
+    if len(records) == len(places):
+        strides = zip(*(stride for _, _, _, stride in records), strict=True)
+        shape = tuple(
+            length if any(steps) else min(length, 1)
+            for length, steps in zip(shape, strides, strict=True)
+        )
+        places = [(key, offset, shape, stride) for key, offset, _, stride in records]
+    numel = math.prod(shape)
+    # In bytes: what overlaps a little is no harm.
+    if numel > max(one.storage_nbytes, other.storage_nbytes):
+        raise FormatError(
+            f"{name} has {numel} elements that overlap in memory, in {a.path} and in {b.path}: too many "
+            "to be compared one by one; save a clone() of it",
+            path=a.path,
+        )
+    return one.layout.dtype, numel, places[0], places[1]
+
+
+def _tensor_diff(name: str, tensor: _Tensor, numel: int, found: Comparison) -> TensorDiff:
     return TensorDiff(
         name=name,
         layout=tensor.layout,
-        numel=tensor.numel,
+        numel=numel,
         differing=found.differing,
         non_finite=found.non_finite,
         finite=found.finite,

@@ -29,7 +29,7 @@ class TensorDiff:
     Attributes:
         name: The keys that lead to it, with dots between.
         layout: Its dtype and shape.
-        numel: Number of elements.
+        numel: Number of elements; those of a dimension that is expanded on both sides count once.
         differing: Elements whose bytes differ.
         non_finite: Those of them that the figures leave out.
         finite: Elements that the figures are of.

@@ -67,7 +67,7 @@ BUGS = (
     Bug(
         "no-fsync-of-the-file",
         _COMMIT,
-        "                sync_file(&temp.file, path, nbytes, observer)?;\n",
+        "                sync_file(&new.temp.file, &new.path, nbytes, observer)?;\n",
         "",
         (_POWER_CUTS, _ORDER),
     ),

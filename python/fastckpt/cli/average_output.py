@@ -28,6 +28,8 @@ def messages(report: AverageReport) -> Iterator[tuple[str, str]]:
         last = printable(report.checkpoints[-1])
         verb = "is" if kept == 1 else "are"
         yield "note", f"{plural(kept, 'integer tensor')} {verb} of the last file, {last}"
+    for path in report.unchecked:
+        yield "warning", f"{printable(path)} has no checksums: its bytes were averaged unchecked"
 
 
 def report_document(report: AverageReport) -> dict[str, Any]:
@@ -41,4 +43,5 @@ def report_document(report: AverageReport) -> dict[str, Any]:
         ],
         "tensors": report.tensors,
         "averaged": report.averaged,
+        "unchecked": list(report.unchecked),
     }
