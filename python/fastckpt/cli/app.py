@@ -21,7 +21,7 @@ from fastckpt.cli import (
     top,
     verify,
 )
-from fastckpt.cli.output import print_document, print_message, version
+from fastckpt.cli.output import fail, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
 # newer versions and the real one in older: this name is public in both.
@@ -83,19 +83,23 @@ def run(args: list[str]) -> int:
         return task() if callable(task) else 0
     except _UsageError as error:
         hint = _usage_hint(command)
-        return _fail(command, "usage", exit_codes.USAGE, _usage_message(error), hint, as_json)
+        return fail(
+            command, "usage", exit_codes.USAGE, _usage_message(error), hint, as_json=as_json
+        )
     except KeyboardInterrupt:
-        return _fail(command, "interrupted", exit_codes.INTERRUPTED, "interrupted", None, as_json)
+        return fail(
+            command, "interrupted", exit_codes.INTERRUPTED, "interrupted", None, as_json=as_json
+        )
     except BrokenPipeError:
         return _end_quietly()
     except OSError as error:
-        return _fail(command, "io_error", exit_codes.IO_ERROR, str(error), None, as_json)
+        return fail(command, "io_error", exit_codes.IO_ERROR, str(error), None, as_json=as_json)
     except Exception as error:  # the last resort: see exit_codes.INTERNAL
         message = f"{type(error).__name__}: {error}"
         hint = "this is a bug of fastckpt; FASTCKPT_TRACEBACK=1 shows where it happened"
         if os.environ.get("FASTCKPT_TRACEBACK") == "1":
             raise
-        return _fail(command, "internal", exit_codes.INTERNAL, message, hint, as_json)
+        return fail(command, "internal", exit_codes.INTERNAL, message, hint, as_json=as_json)
 
 
 def _escape_what_cannot_be_encoded() -> None:
@@ -104,28 +108,6 @@ def _escape_what_cannot_be_encoded() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
-
-
-def _fail(
-    command: str | None,
-    status: str,
-    exit_code: int,
-    message: str,
-    hint: str | None,
-    as_json: bool,
-) -> int:
-    """Say why there is no result, once on stderr and once in the document."""
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        try:
-            print_document(command, status, exit_code, error=error)
-        except OSError:
-            # stdout is what failed; stderr has the message.
-            return exit_code
-    return exit_code
 
 
 def _usage_message(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -11,10 +10,9 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.average_output import messages, report_document, report_lines
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Task, Threads
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 from fastckpt.cli.progress import progress_bar
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 OUT is written, 1 an input is damaged or holds no model, 2 usage (OUT exists, or the "
@@ -39,15 +37,8 @@ def average(
             help="A number for each file; they need not add up to 1.",
         ),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that work; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> Task:
     """Average the models of several checkpoints into a new file, OUT.
 
@@ -79,13 +70,13 @@ def _average(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    fail = partial(_fail, as_json=as_json)
+    give_up = partial(fail, "average", as_json=as_json)
     try:
         from fastckpt._average import average_files
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        return fail("usage", exit_codes.USAGE, "average needs torch", "pip install torch")
+        return give_up("usage", exit_codes.USAGE, "average needs torch", "pip install torch")
     from fastckpt.errors import CheckpointError
 
     try:
@@ -94,16 +85,16 @@ def _average(
             report = average_files(paths, to, weights=weights, threads=threads, progress=progress)
     except FileExistsError:
         message = f"{printable(to)} exists already, and average only writes new files"
-        return fail("usage", exit_codes.USAGE, message, "name another file after --to")
+        return give_up("usage", exit_codes.USAGE, message, "name another file after --to")
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{printable(str(error.filename))}: {error.strerror}"
-        return fail("not_found", exit_codes.NOT_FOUND, message, None)
+        return give_up("not_found", exit_codes.NOT_FOUND, message, None)
     except CheckpointError as error:
         hint = "`fastckpt verify` says what is wrong with a file; nothing was written"
-        return fail("damaged", exit_codes.DAMAGED, printable(str(error)), hint)
+        return give_up("damaged", exit_codes.DAMAGED, printable(str(error)), hint)
     except ValueError as error:
         hint = "checkpoints of one model, and a weight for each; `fastckpt diff` compares two"
-        return fail("usage", exit_codes.USAGE, printable(str(error)), hint)
+        return give_up("usage", exit_codes.USAGE, printable(str(error)), hint)
     if as_json:
         print_document("average", "written", 0, report=report_document(report))
     else:
@@ -127,13 +118,3 @@ def _model_file(path: str) -> str:
     example = f", {os.path.join(path, models[-1])} for instance" if models else ""
     message = f"{path} is a directory with {found}: name the files themselves{example}"
     raise typer.BadParameter(printable(message))
-
-
-def _fail(status: str, exit_code: int, message: str, hint: str | None, *, as_json: bool) -> int:
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        print_document("average", status, exit_code, error=error)
-    return exit_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
@@ -10,10 +9,9 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.copy_output import messages, report_document, report_lines
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Task, Threads
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 from fastckpt.cli.progress import progress_bar
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 all of it is at the destination, 1 the source is damaged, 2 usage, or another file is at "
@@ -40,17 +38,8 @@ def copy(
     newest: Annotated[
         bool, typer.Option("--newest", help="Copy the newest step that is whole.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="Threads that read and write; as many as fit the machine without it.",
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> Task:
     """Copy checkpoints, each byte verified while it is read, and committed as a step.
 
@@ -72,11 +61,11 @@ def _copy(
                 source, to, steps=steps, newest=newest, threads=threads, progress=progress
             )
     except ValueError as error:
-        return _fail("usage", exit_codes.USAGE, str(error), None, as_json=as_json)
+        return fail("copy", "usage", exit_codes.USAGE, str(error), None, as_json=as_json)
     except FileNotFoundError as error:
         message = f"{printable(str(error.filename))}: {error.strerror}"
         hint = "give a run's directory, a step of it (runs/d12@1200), or a .pt file"
-        return _fail("not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
+        return fail("copy", "not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
     if as_json:
         document = report_document(report)
         print_document("copy", report.status, report.exit_code, report=document)
@@ -85,13 +74,3 @@ def _copy(
     for kind, text in messages(report):
         print_message(kind, text)
     return report.exit_code
-
-
-def _fail(status: str, exit_code: int, message: str, hint: str | None, *, as_json: bool) -> int:
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        print_document("copy", status, exit_code, error=error)
-    return exit_code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,13 +10,12 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.diff_output import markdown_lines, messages, report_document, report_lines
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Task, Threads
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 from fastckpt.cli.progress import ProgressFunction, progress_bar
 
 if TYPE_CHECKING:
     from fastckpt._diff_report import DiffReport
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 no difference, 1 some difference, 2 usage, 4 not found, 6 a file cannot be read, or "
@@ -43,15 +41,8 @@ def diff(
     every: Annotated[
         bool, typer.Option("--all", help="List every tensor that differs, not the first few.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
     md: Annotated[bool, typer.Option("--md", help="Print Markdown instead of text.")] = False,
 ) -> Task:
     """Say in which tensors two checkpoints differ, and how far.
@@ -83,17 +74,17 @@ def _diff(
 ) -> int:
     from fastckpt.errors import CheckpointError
 
-    fail = partial(_fail, as_json=as_json)
+    give_up = partial(fail, "diff", as_json=as_json)
     try:
         with progress_bar("comparing") as progress:
             report = _compare(paths, steps, threads, progress)
     except (FileNotFoundError, NotADirectoryError) as error:
         words = getattr(error, "strerror", None)
         message = f"{printable(str(error.filename))}: {words}" if words else printable(str(error))
-        return fail("not_found", exit_codes.NOT_FOUND, message, None)
+        return give_up("not_found", exit_codes.NOT_FOUND, message, None)
     except CheckpointError as error:
         hint = "`fastckpt verify` says what is wrong with a file"
-        return fail("damaged", exit_codes.IO_ERROR, printable(str(error)), hint)
+        return give_up("damaged", exit_codes.IO_ERROR, printable(str(error)), hint)
     if as_json:
         document = report_document(report)
         print_document("diff", report.status, report.exit_code, report=document)
@@ -125,13 +116,3 @@ def _compare(
                 f"{printable(path)} is a directory: name two files, or two of its steps with --steps"
             )
     return diff_files(paths[0], paths[1], threads=threads, progress=progress)
-
-
-def _fail(status: str, exit_code: int, message: str, hint: str | None, *, as_json: bool) -> int:
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        print_document("diff", status, exit_code, error=error)
-    return exit_code

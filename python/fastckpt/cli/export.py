@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +12,7 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.export_output import messages, report_document, report_lines
+from fastckpt.cli.options import Json, Task, Threads
 from fastckpt.cli.output import print_document, print_lines, print_message, printable
 from fastckpt.cli.progress import progress_bar
 from fastckpt.errors import (
@@ -24,8 +24,6 @@ from fastckpt.errors import (
 
 if TYPE_CHECKING:
     from fastckpt.export import ExportReport
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 exported, 1 FILE is damaged or holds nothing to export, 2 usage (OUT exists, for "
@@ -70,15 +68,8 @@ def export(
             "--max-shard-size", metavar="SIZE", help="Of safetensors files: 5GB, 500MB, 2GiB..."
         ),
     ] = "5GB",
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> Task:
     """Write the weights of a checkpoint alone, without optimizer and the rest, to new files.
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from fastckpt.cli.gc_output import messages, report_document, report_lines
+from fastckpt.cli.options import Json, Task
 from fastckpt.cli.output import print_document, print_lines, print_message
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 done, whether there was something to remove or not, 2 usage, 4 no such "
@@ -31,9 +29,7 @@ def gc(
         bool,
         typer.Option("--incomplete", help="Remove steps that can never be completed, too."),
     ] = False,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    json: Json = False,
 ) -> Task:
     """Remove what interrupted saves have left behind.
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fastckpt.cli import exit_codes
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Task
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 
 if TYPE_CHECKING:
     from fastckpt._inspect_report import FileContents
     from fastckpt._inspect_runs import DirectoryContents
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 shown, 1 the file is damaged or no checkpoint, 2 usage, 4 not found, or no "
@@ -46,9 +44,7 @@ def inspect(
         Sort | None,
         typer.Option("--sort", help="Order of a file's tensors; as they were saved without it."),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    json: Json = False,
 ) -> Task:
     """Say what a checkpoint holds, without reading its tensors.
 
@@ -69,16 +65,18 @@ def _inspect(path: str, *, tree: bool, sort: Sort | None, as_json: bool) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{printable(path)}: {error.strerror}"
         hint = "give a .pt file, a checkpoint directory, or a directory above one"
-        return _fail("not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
+        return fail("inspect", "not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
     except UncoveredFormatError as error:
         message = printable(str(error))
-        return _fail("uncovered", exit_codes.UNCOVERED, message, error.hint, as_json=as_json)
+        return fail(
+            "inspect", "uncovered", exit_codes.UNCOVERED, message, error.hint, as_json=as_json
+        )
     except CheckpointError as error:
         hint = (
             f"`fastckpt verify {printable(path)}` says where, `fastckpt repair` salvages the rest"
         )
         message = printable(str(error))
-        return _fail("damaged", exit_codes.DAMAGED, message, hint, as_json=as_json)
+        return fail("inspect", "damaged", exit_codes.DAMAGED, message, hint, as_json=as_json)
     if isinstance(contents, FileContents):
         return _show_file(contents, tree=tree, sort=sort, as_json=as_json)
     return _show_directory(contents, as_json=as_json)
@@ -114,14 +112,4 @@ def _show_directory(contents: DirectoryContents, *, as_json: bool) -> int:
         print_lines(directory_lines(contents))
     for kind, text in directory_messages(contents):
         print_message(kind, text)
-    return exit_code
-
-
-def _fail(status: str, exit_code: int, message: str, hint: str | None, *, as_json: bool) -> int:
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        print_document("inspect", status, exit_code, error=error)
     return exit_code

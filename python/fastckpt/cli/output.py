@@ -80,6 +80,29 @@ def print_message(kind: str, text: str) -> None:
     sys.stderr.write(f"{kind}: {text}\n")
 
 
+def fail(
+    command: str | None,
+    status: str,
+    exit_code: int,
+    message: str,
+    hint: str | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Say why there is no result, once on stderr and once in the document; return the exit code."""
+    print_message("error", message)
+    if hint:
+        print_message("hint", hint)
+    if as_json:
+        error = {"message": message, "hint": hint}
+        try:
+            print_document(command, status, exit_code, error=error)
+        except OSError:
+            # stdout is what failed; stderr has the message.
+            return exit_code
+    return exit_code
+
+
 def version() -> str:
     """Version of fastckpt; it stands in Cargo.toml, and the native module has it from there."""
     from fastckpt import _native

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 from functools import partial
 from typing import Annotated
@@ -10,11 +9,10 @@ from typing import Annotated
 import typer
 
 from fastckpt.cli import exit_codes
+from fastckpt.cli.options import Json, Task, Threads
 from fastckpt.cli.output import print_document, print_lines, print_message
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.prune_output import messages, report_document, report_lines
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 done, whether there was something to delete or not, 1 a damaged checkpoint was met, or "
@@ -63,15 +61,8 @@ def prune(
             help="Check only the structure of what stays; do not read its tensors.",
         ),
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> Task:
     """Delete old checkpoints: all but the newest, the best, and the newest that is good.
 

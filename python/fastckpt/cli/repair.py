@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
 from fastckpt.cli import exit_codes
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Task, Threads
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.repair_output import messages, report_document, report_lines
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 everything was salvaged (the file was good, or only the bytes between its "
@@ -26,15 +24,8 @@ EPILOG = (
 def repair(
     file: Annotated[str, typer.Argument(help="The damaged .pt file; it is only read.")],
     to: Annotated[str, typer.Option("--to", metavar="NEW", help="The new file, not yet there.")],
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
 ) -> Task:
     """Salvage every tensor whose checksum is good from a damaged file into a new one.
 
@@ -51,17 +42,19 @@ def _repair(file: str, to: str, *, threads: int | None, as_json: bool) -> int:
         if error.name != "torch":
             raise
         hint = "pip install torch"
-        return _fail("usage", exit_codes.USAGE, "repair needs torch", hint, as_json=as_json)
+        return fail(
+            "repair", "usage", exit_codes.USAGE, "repair needs torch", hint, as_json=as_json
+        )
     try:
         with progress_bar("reading") as progress:
             report = repair_file(file, to=to, threads=threads, progress=progress)
     except FileExistsError:
         message = f"{printable(to)} exists already, and repair only writes new files"
         hint = "name another file after --to"
-        return _fail("usage", exit_codes.USAGE, message, hint, as_json=as_json)
+        return fail("repair", "usage", exit_codes.USAGE, message, hint, as_json=as_json)
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{printable(str(error.filename))}: {error.strerror}"
-        return _fail("not_found", exit_codes.NOT_FOUND, message, None, as_json=as_json)
+        return fail("repair", "not_found", exit_codes.NOT_FOUND, message, None, as_json=as_json)
     if as_json:
         document = report_document(report)
         print_document("repair", report.status, report.exit_code, report=document)
@@ -70,13 +63,3 @@ def _repair(file: str, to: str, *, threads: int | None, as_json: bool) -> int:
     for kind, text in messages(report):
         print_message(kind, text)
     return report.exit_code
-
-
-def _fail(status: str, exit_code: int, message: str, hint: str | None, *, as_json: bool) -> int:
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
-    if as_json:
-        error = {"message": message, "hint": hint}
-        print_document("repair", status, exit_code, error=error)
-    return exit_code

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
 
 import typer
 
 from fastckpt.cli import exit_codes
-from fastckpt.cli.output import print_document, print_lines, print_message, printable
-
-Task = Callable[[], int]
+from fastckpt.cli.options import Json, Task
+from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 
 EPILOG = (
     "Exit codes: 0 ranked, 2 usage, 4 not found: the path, or a checkpoint in it, or the metric in a "
@@ -39,9 +37,7 @@ def top(
     mode: Annotated[
         Mode, typer.Option("--mode", help="Whether lower or higher is better.")
     ] = Mode.MIN,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    json: Json = False,
 ) -> Task:
     """List the best checkpoints by a metric, without reading their tensors.
 
@@ -61,13 +57,22 @@ def _top(paths: list[str], *, metric: str, k: int, mode: Mode, as_json: bool) ->
         where = (
             f"{printable(str(error.filename))}: {error.strerror}" if error.filename else str(error)
         )
-        return _fail(where, "give checkpoint directories, or files", as_json=as_json)
+        return fail(
+            "top",
+            "not_found",
+            exit_codes.NOT_FOUND,
+            where,
+            "give checkpoint directories, or files",
+            as_json=as_json,
+        )
     except UnknownMetricError as error:
         names = [printable(name) for name in error.available]
         hint = (
             f"give --metric {names[0]}, say" if names else "`fastckpt inspect` shows what they hold"
         )
-        return _fail(printable(str(error)), hint, as_json=as_json)
+        return fail(
+            "top", "not_found", exit_codes.NOT_FOUND, printable(str(error)), hint, as_json=as_json
+        )
     for checkpoint in ranked:
         if checkpoint.problem is not None:
             print_message("warning", f"left out: {printable(checkpoint.problem)}")
@@ -77,12 +82,3 @@ def _top(paths: list[str], *, metric: str, k: int, mode: Mode, as_json: bool) ->
     else:
         print_lines(report_lines(ranked, metric=metric, mode=mode.value, k=k))
     return 0
-
-
-def _fail(message: str, hint: str, *, as_json: bool) -> int:
-    print_message("error", message)
-    print_message("hint", hint)
-    if as_json:
-        error: dict[str, str | None] = {"message": message, "hint": hint}
-        print_document("top", "not_found", exit_codes.NOT_FOUND, error=error)
-    return exit_codes.NOT_FOUND

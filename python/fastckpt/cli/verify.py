@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
 import typer
 
+from fastckpt.cli.options import Json, Task, Threads
 from fastckpt.cli.output import print_document, print_lines, print_message
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.verify_output import (
@@ -18,8 +18,6 @@ from fastckpt.cli.verify_output import (
     report_lines,
     sum_messages,
 )
-
-Task = Callable[[], int]
 
 EPILOG = (
     "Exit codes: 0 good, 1 damaged, 2 usage, 3 incomplete, 4 not found, "
@@ -41,15 +39,8 @@ def verify(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail (code 5) where a file holds no checksums.")
     ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads that read; as many as fit the machine without it."
-        ),
-    ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document instead of text.")
-    ] = False,
+    threads: Threads = None,
+    json: Json = False,
     sha256: Annotated[
         bool,
         typer.Option(
