@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,3 +72,10 @@ def test_average_of_the_top_is_compared_with_the_best_one(tmp_path: Path) -> Non
     assert said.count("checkpoint_epoch0000_step") == 5
     assert "test loss of the best one: " in said
     assert "test loss of the average:  " in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_demo_states_nothing_that_does_not_hold(tmp_path: Path) -> None:
+    """It trains, kills, resumes, verifies and measures: `train.py` and `speed.py` run in it."""
+    assert "All of it holds" in example("demo", "--directory", tmp_path, "--seed", "7")
