@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.faults.harness import Tally
 from tests.faults.shim.scenes import Scene, save_scenes
 from tests.faults.shim.shim import Plan
-from tests.faults.shim.stage import Play, Stage
+from tests.faults.shim.stage import Play, Stage, play_all
 from tests.faults.shim.zygote import shared
 
 RANKS = 4
@@ -70,13 +70,7 @@ def kills(
 
 def try_all(cases: Sequence[tuple[Stage, Plan]], tally: Tally, seed: int) -> Tally:
     """Try cases and count what came of them."""
-    for stage, plan in cases:
-        with stage.play(plan) as play:
-            try:
-                tally.count(f"{stage.scene.name}: {_judge(play)}")
-            except Exception as error:
-                tally.fail(f"{play} (seed {seed}): {type(error).__name__}: {error}")
-    return tally
+    return play_all(cases, _judge, tally, f" (seed {seed})")
 
 
 def _judge(play: Play) -> str:

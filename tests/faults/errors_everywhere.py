@@ -17,7 +17,7 @@ from tests.faults.harness import Tally
 from tests.faults.shim.reading import ReadScene, read_scenes
 from tests.faults.shim.scenes import DEAD_TEMP, StepScene, save_scenes, temporary_files
 from tests.faults.shim.shim import INTERRUPTIBLE, Operation, Plan
-from tests.faults.shim.stage import Play, Stage
+from tests.faults.shim.stage import Play, Stage, play_all
 from tests.faults.shim.zygote import shared
 
 # As many as it takes for ranks to wait for each other's files.
@@ -124,13 +124,7 @@ def failures(operations: Sequence[Operation], errnos: Sequence[int]) -> Iterator
 
 def try_all(cases: Sequence[tuple[Stage, Plan]], tally: Tally, seed: int) -> Tally:
     """Try cases and count what came of them."""
-    for stage, plan in cases:
-        with stage.play(plan) as play:
-            try:
-                tally.count(f"{stage.scene.name}: {_judge(play)}")
-            except Exception as error:
-                tally.fail(f"{play} (seed {seed}): {type(error).__name__}: {error}")
-    return tally
+    return play_all(cases, _judge, tally, f" (seed {seed})")
 
 
 def _judge(play: Play) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tests.faults.crash_everywhere import CHANGES
+from tests.faults.errors_everywhere import failures
 from tests.faults.harness import Tally
 from tests.faults.shim.manager_scenes import (
     ManagerReadScene,
@@ -22,8 +23,8 @@ from tests.faults.shim.manager_scenes import (
     manager_save_scenes,
 )
 from tests.faults.shim.scenes import Scene
-from tests.faults.shim.shim import INTERRUPTIBLE, Plan
-from tests.faults.shim.stage import Play, Stage
+from tests.faults.shim.shim import Plan
+from tests.faults.shim.stage import Play, Stage, play_all
 from tests.faults.shim.zygote import shared
 
 _ERRNOS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
@@ -39,7 +40,7 @@ def run(seed: int, cases: int, directory: Path) -> Tally:
             drawn = [
                 (stage, plan)
                 for stage in stages(scenes, Path(own))
-                for plan in (*kills(stage), *failures(stage, _ERRNOS))
+                for plan in (*kills(stage), *failures(stage.operations, _ERRNOS))
             ]
             generator.shuffle(drawn)
             try_all(drawn[: cases - tally.cases], tally)
@@ -59,25 +60,9 @@ def kills(stage: Stage) -> Iterable[Plan]:
             yield Plan("kill after", at)
 
 
-def failures(stage: Stage, errnos: Sequence[int]) -> Iterable[Plan]:
-    """Each operation fails, once and from then on for ever, with each of these errnos."""
-    for at, operation in enumerate(stage.operations, start=1):
-        if operation.kind in INTERRUPTIBLE:
-            yield Plan("fail", at, errno.EINTR)
-        for error in errnos:
-            yield Plan("fail", at, error)
-            yield Plan("fail", at, error, for_ever=True)
-
-
 def try_all(cases: Iterable[tuple[Stage, Plan]], tally: Tally) -> Tally:
     """Try cases and count what came of them."""
-    for stage, plan in cases:
-        with stage.play(plan) as play:
-            try:
-                tally.count(f"{stage.scene.name}: {_judge(play)}")
-            except Exception as error:
-                tally.fail(f"{play}: {type(error).__name__}: {error}")
-    return tally
+    return play_all(cases, _judge, tally)
 
 
 def _judge(play: Play) -> str:

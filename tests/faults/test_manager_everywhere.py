@@ -7,8 +7,9 @@ import errno
 import pytest
 from tests.faults import manager_everywhere
 from tests.faults.damage import fast_directory
+from tests.faults.errors_everywhere import failures
 from tests.faults.harness import Tally
-from tests.faults.manager_everywhere import failures, kills, stages
+from tests.faults.manager_everywhere import kills, stages
 from tests.faults.requirements import need_program
 from tests.faults.shim.manager_scenes import (
     ManagerScene,
@@ -44,7 +45,7 @@ def test_an_error_of_any_operation_loses_neither_the_last_good_nor_the_best() ->
         cases = [
             (stage, plan)
             for stage in stages(scenes, directory)
-            for plan in failures(stage, [errno.EIO])
+            for plan in failures(stage.operations, [errno.EIO])
         ]
         tally = manager_everywhere.try_all(cases, Tally())
     print(len(cases), tally)
@@ -87,7 +88,7 @@ def test_a_few_kills_and_errors_of_a_new_best() -> None:
     need_program("gcc")
     with fast_directory() as directory:
         (stage,) = stages([ManagerScene("a new best", 40, 0.5)], directory)
-        every = [*kills(stage), *failures(stage, [errno.EIO])]
+        every = [*kills(stage), *failures(stage.operations, [errno.EIO])]
         tally = manager_everywhere.try_all([(stage, plan) for plan in every[::9]], Tally())
     print(tally)
     assert tally.failures == []

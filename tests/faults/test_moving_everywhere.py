@@ -16,7 +16,7 @@ from tests.faults.harness import Tally
 from tests.faults.requirements import need_program
 from tests.faults.shim.moving_scenes import CopyScene, PruneScene, UnfinishedError
 from tests.faults.shim.shim import Plan
-from tests.faults.shim.stage import Play, Stage
+from tests.faults.shim.stage import Play, Stage, play_all
 from tests.faults.shim.zygote import shared
 
 SCENES = [CopyScene(), PruneScene()]
@@ -36,14 +36,7 @@ def failures(stages: Iterable[Stage]) -> list[tuple[Stage, Plan]]:
 
 
 def try_failures(cases: Iterable[tuple[Stage, Plan]]) -> Tally:
-    tally = Tally()
-    for stage, plan in cases:
-        with stage.play(plan) as play:
-            try:
-                tally.count(f"{stage.scene.name}: {_judge(play)}")
-            except Exception as error:
-                tally.fail(f"{play}: {type(error).__name__}: {error}")
-    return tally
+    return play_all(cases, _judge, Tally())
 
 
 def _judge(play: Play) -> str:

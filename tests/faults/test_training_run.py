@@ -61,7 +61,8 @@ def test_killed_at_any_moment(aside: Aside, undisturbed: Losses, tmp_path: Path)
 
 def test_the_disk_fills_up(aside: Aside, undisturbed: Losses, tmp_path: Path) -> None:
     need_memory_disks()
-    aside(training_run.fill_disk, tmp_path, undisturbed)
+    # All that is compared on the way is in there; here, that the disk was full in the middle.
+    assert 0 < aside(training_run.fill_disk, tmp_path, undisturbed) < training_run.STEPS
 
 
 @pytest.mark.parametrize("file_system", ["ext4", "xfs"])
@@ -70,7 +71,8 @@ def test_the_file_system_shuts_down(
 ) -> None:
     need_loop_disks(file_system)
     need_program("xfs_io")
-    aside(training_run.shut_down, SEED, SHUT_DOWNS, tmp_path, file_system, undisturbed)
+    codes = aside(training_run.shut_down, SEED, SHUT_DOWNS, tmp_path, file_system, undisturbed)
+    assert len(codes) == SHUT_DOWNS
 
 
 def test_the_power_goes(aside: Aside, undisturbed: Losses, tmp_path: Path) -> None:

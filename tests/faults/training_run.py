@@ -97,8 +97,8 @@ def kill(seed: int, cases: int, place: Path, expected: Losses) -> int:
     return kills
 
 
-def fill_disk(place: Path, expected: Losses) -> None:
-    """Train on a disk that is too small, and go on when it has grown."""
+def fill_disk(place: Path, expected: Losses) -> int:
+    """Train on a disk that is too small, and go on when it has grown; returns the last step saved."""
     with memory_disk(place, "tmpfs", SMALL_DISK) as disk:
         directory, losses = disk / "run", place / "losses"
         outcome = run_in_child(partial(go_on, directory, losses))
@@ -111,11 +111,13 @@ def fill_disk(place: Path, expected: Losses) -> None:
         assert not [name for name in os.listdir(directory) if name.startswith(".")]
         run("mount", "-o", f"remount,{LARGE_DISK}", disk)
         assert_resumes(directory, losses, expected)
+    return saved
 
 
-def shut_down(seed: int, cases: int, place: Path, file_system: str, expected: Losses) -> None:
-    """Shut the file system down under runs, mount it again, and go on."""
+def shut_down(seed: int, cases: int, place: Path, file_system: str, expected: Losses) -> list[int]:
+    """Shut the file system down under runs, mount it again, and go on; returns the savers' exit codes."""
     generator = random.Random(seed)
+    codes = []
     with loop_disk(place, file_system) as disk:
         for number in range(cases):
             directory, losses = disk.path / f"run-{number}", place / f"losses-{number}"
@@ -128,6 +130,8 @@ def shut_down(seed: int, cases: int, place: Path, file_system: str, expected: Lo
             assert code == 1 or last_save(directory) == STEPS
             directory.mkdir(exist_ok=True)
             assert_resumes(directory, losses, expected)
+            codes.append(code)
+    return codes
 
 
 class TrainingSaves:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.faults.harness import Tally
 from tests.faults.shim.scenes import Scene
 from tests.faults.shim.shim import Operation, Plan
 from tests.faults.shim.zygote import Ending, Zygote
@@ -91,3 +92,22 @@ class Stage:
             yield Play(self.scene, directory, plan, ending, is_untouched)
         finally:
             shutil.rmtree(parent)
+
+
+def play_all(
+    cases: Iterable[tuple[Stage, Plan]],
+    judge: Callable[[Play], str],
+    tally: Tally,
+    note: str = "",
+) -> Tally:
+    """Play cases and count what `judge` says of each; what it raises is a failure.
+
+    The description of a failure has `note` behind the plan: what it takes to draw the same cases.
+    """
+    for stage, plan in cases:
+        with stage.play(plan) as play:
+            try:
+                tally.count(f"{stage.scene.name}: {judge(play)}")
+            except Exception as error:
+                tally.fail(f"{play}{note}: {type(error).__name__}: {error}")
+    return tally
