@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-import fastckpt._verify
+import fastckpt._verify.verify
 from fastckpt import _native
-from fastckpt._verify_report import Damage, FileReport, Status, StepReport, VerifyReport
+from fastckpt._verify.report import Damage, FileReport, Status, StepReport, VerifyReport
 from fastckpt.cli.app import run
 from fastckpt.cli.output import format_nbytes, plural, printable
 from fastckpt.cli.verify_output import messages, report_document, report_lines
@@ -173,7 +173,7 @@ def test_a_command_that_fails(
     def fail(*_: object, **__: object) -> object:
         raise error
 
-    monkeypatch.setattr(fastckpt._verify, "verify", fail)
+    monkeypatch.setattr(fastckpt._verify.verify, "verify", fail)
     assert run(["verify", "--json", "x"]) == code
     captured = capsys.readouterr()
     document = json.loads(captured.out)
@@ -441,11 +441,11 @@ def test_a_full_disk_under_stdout(tmp_path: Path) -> None:
 def test_interrupt(tmp_path: Path) -> None:
     script = (
         "import os, threading\n"
-        "import fastckpt._verify\n"
+        "import fastckpt._verify.verify\n"
         "def wait(*args, **options):\n"
         "    os.write(1, b'ready')\n"
         "    threading.Event().wait()\n"
-        "fastckpt._verify.verify = wait\n"
+        "fastckpt._verify.verify.verify = wait\n"
         "from fastckpt.cli import main\n"
         "main()\n"
     )

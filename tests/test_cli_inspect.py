@@ -15,7 +15,7 @@ import torch
 from tests.specimens import quiet
 
 import fastckpt
-from fastckpt._inspect_report import FileContents, TensorRow
+from fastckpt._inspect.report import FileContents, TensorRow
 from fastckpt.cli.app import run
 from fastckpt.cli.inspect_output import file_lines
 from fastckpt.cli.tables import format_number, format_value, json_number, natural_key

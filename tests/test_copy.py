@@ -26,9 +26,10 @@ from tests.faults.disks import memory_disk, need_memory_disks
 from tests.faults.disks import run as run_program
 
 import fastckpt
-from fastckpt import _copy_files, copy_checkpoint
-from fastckpt._copy import Outcome
-from fastckpt._survey import kept_name
+from fastckpt import copy_checkpoint
+from fastckpt._copy import files
+from fastckpt._copy.copy import Outcome
+from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
 from fastckpt.nanochat import save_id as save_id_module
 
@@ -392,13 +393,13 @@ def test_a_copy_that_has_been_damaged_since_is_not_taken_for_one(runs: Path, to:
 def copied_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Note which files are copied from here on."""
     noted: list[str] = []
-    real = _copy_files.FileCopier.copy
+    real = files.FileCopier.copy
 
     def copy(self: Any, commit: Any, piece: Any) -> Any:
         noted.append(piece.name)
         return real(self, commit, piece)
 
-    monkeypatch.setattr(_copy_files.FileCopier, "copy", copy)
+    monkeypatch.setattr(files.FileCopier, "copy", copy)
     return noted
 
 
@@ -432,7 +433,7 @@ def test_what_is_there_already_is_verified_there_and_not_copied_again(
 def test_a_source_that_is_saved_again_meanwhile_is_copied_again_whole(
     runs: Path, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _copy_files.FileCopier.copy
+    real = files.FileCopier.copy
     saves = iter([(91, (1,)), (91, (0,))])
 
     def copy(self: Any, commit: Any, piece: Any) -> Any:
@@ -442,7 +443,7 @@ def test_a_source_that_is_saved_again_meanwhile_is_copied_again_whole(
                 save_step(runs, 1, save_id, ranks=ranks)
         return copied
 
-    monkeypatch.setattr(_copy_files.FileCopier, "copy", copy)
+    monkeypatch.setattr(files.FileCopier, "copy", copy)
     assert copy_checkpoint(runs, to, steps=[1]).ok
     assert whole(to, 1) == 91
     assert of_step(to, 1) == of_step(runs, 1)
@@ -453,7 +454,7 @@ def test_a_source_that_is_saved_again_meanwhile_is_copied_again_whole(
 def test_a_source_that_never_rests_is_given_up_and_leaves_nothing(
     runs: Path, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _copy_files.FileCopier.copy
+    real = files.FileCopier.copy
     numbers = iter(range(50, 99))
 
     def copy(self: Any, commit: Any, piece: Any) -> Any:
@@ -462,7 +463,7 @@ def test_a_source_that_never_rests_is_given_up_and_leaves_nothing(
             save_step(runs, 1, next(numbers))
         return copied
 
-    monkeypatch.setattr(_copy_files.FileCopier, "copy", copy)
+    monkeypatch.setattr(files.FileCopier, "copy", copy)
     report = copy_checkpoint(runs, to, steps=[1])
     assert (report.status, report.exit_code) == ("incomplete", 3)
     assert "step 1 is being saved" in (report.checkpoints[0].message or "")
@@ -492,14 +493,14 @@ def test_a_destination_that_fills_up_keeps_what_is_whole_and_goes_on_later(
         save_step(source, step, 10 + step, numel=100_000)
     with memory_disk(tmp_path, "tmpfs", "size=8m") as disk:
         to = disk / "to"
-        real = _copy_files.FileCopier.copy
+        real = files.FileCopier.copy
 
         def copy(self: Any, commit: Any, piece: Any) -> Any:
             if piece.name == "optim_000002_rank1.pt":
                 (disk / "other").write_bytes(bytes(int(os.statvfs(disk).f_bavail) * 4096 - 200_000))
             return real(self, commit, piece)
 
-        monkeypatch.setattr(_copy_files.FileCopier, "copy", copy)
+        monkeypatch.setattr(files.FileCopier, "copy", copy)
         report = copy_checkpoint(source, to)
         assert outcomes(report) == {
             "step 1": Outcome.COPIED,
@@ -529,7 +530,7 @@ def test_a_directory_that_takes_no_files_is_an_error(runs: Path, tmp_path: Path)
 CHILD = (
     "import sys\n"
     "from fastckpt.cli.app import run\n"
-    "import fastckpt._copy\n"
+    "import fastckpt._copy.copy\n"
     "print('go', flush=True)\n"
     "code = run(sys.argv[1:])\n"
     "assert 'torch' not in sys.modules\n"

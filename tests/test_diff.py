@@ -23,9 +23,9 @@ from tests.test_average import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out
 
 import fastckpt
 from fastckpt import _native
-from fastckpt._diff import FileDiff, TensorDiff, TensorLayout, ValueDiff, diff, diff_steps
-from fastckpt._diff_report import layer_of
-from fastckpt._safetensors_header import HEADER_NBYTES_MAX
+from fastckpt._contents.safetensors_header import HEADER_NBYTES_MAX
+from fastckpt._diff.diff import FileDiff, TensorDiff, TensorLayout, ValueDiff, diff, diff_steps
+from fastckpt._diff.report import layer_of
 from fastckpt.cli.app import run
 
 

@@ -18,9 +18,10 @@ import pytest
 import torch
 
 import fastckpt
-from fastckpt import _removal, collect_garbage
-from fastckpt._gc import GarbageKind, StepState
-from fastckpt._survey import kept_name
+from fastckpt import collect_garbage
+from fastckpt._gc.gc import GarbageKind, StepState
+from fastckpt._steps import removal
+from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
 from fastckpt.nanochat import save_id as save_id_module
 
@@ -364,7 +365,7 @@ def test_a_crash_while_a_step_is_removed_leaves_nothing_that_looks_whole(
         return call
 
     monkeypatch.setattr(os, "unlink", then(os.unlink, ""))
-    monkeypatch.setattr(_removal, "sync_directory", then(_removal.sync_directory, "fsync"))
+    monkeypatch.setattr(removal, "sync_directory", then(removal.sync_directory, "fsync"))
     if calls < 5:
         with pytest.raises(Crash):
             collect_garbage(abandoned, incomplete=True)

@@ -22,10 +22,10 @@ from tests.specimens import quiet
 
 import fastckpt
 from fastckpt import FileContents
-from fastckpt._inspect_names import FileName, name_of_file
-from fastckpt._inspect_report import TensorRow, Total, UncoveredFormatError
-from fastckpt._inspect_runs import CheckpointRow, DirectoryContents, State
-from fastckpt._safetensors_header import HEADER_NBYTES_MAX, read_safetensors_header
+from fastckpt._contents.safetensors_header import HEADER_NBYTES_MAX, read_safetensors_header
+from fastckpt._inspect.names import FileName, name_of_file
+from fastckpt._inspect.report import TensorRow, Total, UncoveredFormatError
+from fastckpt._inspect.runs import CheckpointRow, DirectoryContents, State
 from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_output import file_document, file_lines
 from fastckpt.errors import CheckpointError, ChecksumError, FormatError

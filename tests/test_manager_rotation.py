@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.manager_runs import manager_of, messages, names, save_all, steps_in
 
 import fastckpt
-from fastckpt._checkpoint_names import CheckpointName, parse_checkpoint_name
+from fastckpt._steps.checkpoint_names import CheckpointName, parse_checkpoint_name
 from fastckpt.training import rotation
 from fastckpt.training.config import CheckpointConfig
 

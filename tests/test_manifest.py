@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import fastckpt
 from fastckpt import _native
-from fastckpt._manifest import Manifest, ManifestFile, decode_manifest, read_manifest
+from fastckpt._steps.manifest import Manifest, ManifestFile, decode_manifest, read_manifest
 
 manifests = st.builds(
     Manifest,

@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 import fastckpt
 from fastckpt import _native
-from fastckpt._survey import kept_name
+from fastckpt._steps.survey import kept_name
 from fastckpt.nanochat.save_id import agreed
 
 LOGGER = "nanochat.checkpoint_manager"

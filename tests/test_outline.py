@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.specimens import can_save, dtypes, fill, quiet
 
+from fastckpt._contents.outline import Outline, name_tensors, read_outline, walk
 from fastckpt._native import Opaque, StorageInfo, TensorInfo
-from fastckpt._outline import Outline, name_tensors, read_outline, walk
 from fastckpt.errors import ChecksumError, UnsafePickleError
 
 
@@ -347,7 +347,7 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2), "d": torch.float32}, path)
     script = (
         "import sys\n"
-        "from fastckpt._outline import read_outline\n"
+        "from fastckpt._contents.outline import read_outline\n"
         "print(list(read_outline(sys.argv[1]).named_tensors()))\n"
         "assert not {'torch', 'numpy', 'rich', 'typer'} & set(sys.modules)\n"
     )

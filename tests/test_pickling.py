@@ -23,7 +23,7 @@ from tests.specimens import (
     storage_bytes,
 )
 
-from fastckpt._pickling import pickle_object
+from fastckpt._archive.pickling import pickle_object
 
 
 def assert_pickles_as_torch(obj: Any, protocol: int = 2) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastckpt._placement import MapLocation, decide, is_meta, restore_location
+from fastckpt._archive.placement import MapLocation, decide, is_meta, restore_location
 
 CPU = torch.device("cpu")
 META = torch.device("meta")

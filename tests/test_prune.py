@@ -24,10 +24,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastckpt
-from fastckpt import _removal, prune
-from fastckpt._manager_files import survey_manager
-from fastckpt._prune import Fate
-from fastckpt._survey import kept_name
+from fastckpt import prune
+from fastckpt._prune.prune import Fate
+from fastckpt._steps import removal
+from fastckpt._steps.manager_files import survey_manager
+from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
 from fastckpt.nanochat import save_id as save_id_module
 
@@ -291,7 +292,7 @@ def test_a_step_that_was_saved_again_since_it_was_judged_stays(
         save_step(runs, 100, 99)
         return fastckpt.verify(*args, **options)
 
-    monkeypatch.setattr("fastckpt._prune_plan.verify", verify)
+    monkeypatch.setattr("fastckpt._prune.plan.verify", verify)
     report = prune(runs, keep=1)
     assert steps(runs) == [100, 600]
     again = {file.error for file in report.files if "000100" in file.path}
@@ -498,7 +499,7 @@ def crash_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     monkeypatch.setattr(os, "unlink", then(os.unlink, ""))
-    monkeypatch.setattr(_removal, "sync_directory", then(_removal.sync_directory, "fsync"))
+    monkeypatch.setattr(removal, "sync_directory", then(removal.sync_directory, "fsync"))
     return trace
 
 
@@ -582,7 +583,7 @@ def test_an_error_is_reported_and_the_rest_goes_on(
 CHILD = (
     "import sys\n"
     "from fastckpt.cli.app import run\n"
-    "import fastckpt._prune, fastckpt._copy\n"
+    "import fastckpt._prune.prune, fastckpt._copy.copy\n"
     "print('go', flush=True)\n"
     "code = run(sys.argv[1:])\n"
     "assert 'torch' not in sys.modules\n"

@@ -26,7 +26,7 @@ from tests.faults.salvaged_files import OBJECTS, WRITERS, compare, compare_recor
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt._repair_report import LostTensor, Outcome, RepairReport
+from fastckpt._repair.report import LostTensor, Outcome, RepairReport
 from fastckpt.cli.app import run
 from fastckpt.nanochat import save_id as save_id_module
 
@@ -470,14 +470,14 @@ def test_a_file_that_appears_meanwhile_is_not_replaced(
 ) -> None:
     path, to = tmp_path / "model.pt", tmp_path / "new.pt"
     fastckpt.save(small_weights(), path)
-    write = fastckpt._repair.write_into  # type: ignore[attr-defined]
+    write = fastckpt._repair.repair.write_into
 
     def then_appear(*args: Any, **options: Any) -> Any:
         written = write(*args, **options)
         to.write_bytes(b"mine")
         return written
 
-    monkeypatch.setattr("fastckpt._repair.write_into", then_appear)
+    monkeypatch.setattr("fastckpt._repair.repair.write_into", then_appear)
     with pytest.raises(FileExistsError):
         fastckpt.repair(path, to=to)
     assert to.read_bytes() == b"mine"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastckpt._retention import expendable_steps
+from fastckpt._prune.retention import expendable_steps
 
 STEPS = st.lists(st.integers(0, 30), max_size=12)
 

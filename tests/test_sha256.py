@@ -16,7 +16,7 @@ import torch
 from tests.faults.requirements import need_program
 
 import fastckpt
-import fastckpt._verify
+import fastckpt._verify.verify
 from fastckpt.cli.app import run
 from fastckpt.nanochat import save_id as save_id_module
 
@@ -213,7 +213,7 @@ def test_a_file_that_changes_after_it_was_verified_gets_no_sum(
 ) -> None:
     save(tmp_path, 1)
     model = tmp_path / "model_000001.pt"
-    verify = fastckpt._verify.verify
+    verify = fastckpt._verify.verify.verify
 
     def then_replace(*args: Any, **options: Any) -> Any:
         report = verify(*args, **options)
@@ -223,7 +223,7 @@ def test_a_file_that_changes_after_it_was_verified_gets_no_sum(
         os.rename(other, model)
         return report
 
-    monkeypatch.setattr(fastckpt._verify, "verify", then_replace)
+    monkeypatch.setattr(fastckpt._verify.verify, "verify", then_replace)
     assert run(["verify", "--sha256", str(tmp_path)]) == 6
     captured = capfd.readouterr()
     assert captured.out == ""

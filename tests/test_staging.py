@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.specimens import fill, storage_bytes
 
-from fastckpt import _staging
-from fastckpt._staging import PAGE_NBYTES, StorageLoader, StorageSaver, staged_positions
+from fastckpt._archive import staging
+from fastckpt._archive.staging import PAGE_NBYTES, StorageLoader, StorageSaver, staged_positions
 
 SLOT_NBYTES = PAGE_NBYTES
 
@@ -71,8 +71,8 @@ def test_buffers_begin_at_pages() -> None:
 
 
 def test_host_memory_is_bounded() -> None:
-    assert _staging.SLOT_COUNT * _staging.SLOT_NBYTES <= 64 << 20
-    assert _staging.SLOT_NBYTES % PAGE_NBYTES == 0
+    assert staging.SLOT_COUNT * staging.SLOT_NBYTES <= 64 << 20
+    assert staging.SLOT_NBYTES % PAGE_NBYTES == 0
 
 
 @given(st.lists(st.integers(0, 3 * SLOT_NBYTES), max_size=5))

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastckpt._outline import read_outline
-from fastckpt._state_dicts import MODEL_KEYS, find_state_dict
+from fastckpt._contents.outline import read_outline
+from fastckpt._contents.state_dicts import MODEL_KEYS, find_state_dict
 from fastckpt.errors import FormatError
 
 
@@ -105,8 +105,8 @@ def test_no_torch_is_imported(tmp_path: Path) -> None:
     torch.save({"model": model().state_dict()}, path)
     script = (
         "import sys\n"
-        "from fastckpt._outline import read_outline\n"
-        "from fastckpt._state_dicts import find_state_dict\n"
+        "from fastckpt._contents.outline import read_outline\n"
+        "from fastckpt._contents.state_dicts import find_state_dict\n"
         f"print(find_state_dict(read_outline({str(path)!r}).root)[0], 'torch' in sys.modules)\n"
     )
     done = subprocess.run(

@@ -25,8 +25,8 @@ from tests.faults.children import NOBODY, run_in_child, working_in
 
 import fastckpt
 from fastckpt import _native
-from fastckpt._survey import StepFiles, StepName, parse_name
-from fastckpt._verify_report import FileReport, Status, StepReport, VerifyReport, worst
+from fastckpt._steps.survey import StepFiles, StepName, parse_name
+from fastckpt._verify.report import FileReport, Status, StepReport, VerifyReport, worst
 
 
 def write_step(directory: Path, step: int, ranks: Sequence[int] = ()) -> None:

@@ -26,19 +26,19 @@ from .errors import (
 )
 
 if TYPE_CHECKING:
+    from ._archive.load import load
+    from ._archive.save import save
     from ._average import AverageReport, average_checkpoints, average_files
-    from ._copy import CopyReport, copy_checkpoint
-    from ._diff import DiffReport, diff, diff_steps
-    from ._gc import GcReport, collect_garbage
-    from ._inspect_report import FileContents
-    from ._inspect_runs import DirectoryContents, inspect
-    from ._load import load
+    from ._copy.copy import CopyReport, copy_checkpoint
+    from ._diff.diff import DiffReport, diff, diff_steps
+    from ._gc.gc import GcReport, collect_garbage
+    from ._inspect.report import FileContents
+    from ._inspect.runs import DirectoryContents, inspect
     from ._native import __version__
-    from ._prune import PruneReport, prune
-    from ._repair import repair
-    from ._repair_report import RepairReport
-    from ._save import save
-    from ._verify import FileReport, StepReport, VerifyReport, verify
+    from ._prune.prune import PruneReport, prune
+    from ._repair.repair import repair
+    from ._repair.report import RepairReport
+    from ._verify.verify import FileReport, StepReport, VerifyReport, verify
     from .ema import EMAModel
     from .export import ExportReport, ModelExporter
     from .nanochat import (
@@ -110,21 +110,21 @@ __all__ = [
 # Where each name that is imported on first use lives.
 _MODULES = {
     "__version__": "_native",
-    "FileContents": "_inspect_report",
+    "FileContents": "_inspect.report",
     "ModelSelector": "selection",
-    **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect_runs"),
+    **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect.runs"),
     "EMAModel": "ema",
-    "load": "_load",
-    "repair": "_repair",
-    "RepairReport": "_repair_report",
-    "save": "_save",
+    "load": "_archive.load",
+    "repair": "_repair.repair",
+    "RepairReport": "_repair.report",
+    "save": "_archive.save",
     **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
-    **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy"),
+    **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy.copy"),
     **dict.fromkeys(("AverageReport", "average_checkpoints", "average_files"), "_average"),
-    **dict.fromkeys(("DiffReport", "diff", "diff_steps"), "_diff"),
-    **dict.fromkeys(("GcReport", "collect_garbage"), "_gc"),
-    **dict.fromkeys(("PruneReport", "prune"), "_prune"),
-    **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify"),
+    **dict.fromkeys(("DiffReport", "diff", "diff_steps"), "_diff.diff"),
+    **dict.fromkeys(("GcReport", "collect_garbage"), "_gc.gc"),
+    **dict.fromkeys(("PruneReport", "prune"), "_prune.prune"),
+    **dict.fromkeys(("FileReport", "StepReport", "VerifyReport", "verify"), "_verify.verify"),
     **dict.fromkeys(
         (
             "barrier_commit",

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from ._byte_order import refuse_foreign_byte_order
-from ._configuration import DEFAULT_ALIGNMENT
+from ._archive.byte_order import refuse_foreign_byte_order
+from ._archive.configuration import DEFAULT_ALIGNMENT
+from ._archive.pickling import pickle_object
+from ._archive.unpickling import host_storage
+from ._contents.outline import read_outline, walk
+from ._contents.state_dicts import find_state_dict
 from ._native import Archive, Commit, Opaque, TensorInfo, archive_nbytes, arithmetic, average
-from ._outline import read_outline, walk
-from ._pickling import pickle_object
-from ._state_dicts import find_state_dict
-from ._unpickling import host_storage
 from .errors import FormatError, MissingChecksumWarning
 
 _Path = str | os.PathLike[str]

@@ -15,14 +15,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ._checkpoint_names import BEST_NAME
-from ._inspect import decode_meta_values, read_source
-from ._inspect_names import name_of_file
+from ._contents.opening import Kind, open_source
+from ._contents.plain_values import PlainValues, read_plain_values
+from ._inspect.files import decode_meta_values, read_source
+from ._inspect.names import name_of_file
 from ._native import Archive, TensorInfo
-from ._opening import Kind, open_source
-from ._plain_values import PlainValues, read_plain_values
-from ._step_saves import read_save
-from ._survey import StepName, walk_directories
+from ._steps.checkpoint_names import BEST_NAME
+from ._steps.saves import read_save
+from ._steps.survey import StepName, walk_directories
 from .errors import CheckpointError
 
 if TYPE_CHECKING:

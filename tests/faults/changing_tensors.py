@@ -14,8 +14,8 @@ import torch
 from tests.faults.harness import Tally
 
 import fastckpt
+from fastckpt._archive.pickling import DEFAULT_PROTOCOL, pickle_object
 from fastckpt._native import Commit
-from fastckpt._pickling import DEFAULT_PROTOCOL, pickle_object
 
 # Less than a chunk of the writer, a few chunks, and more than all threads have at a time.
 CHANGED_NUMELS = (10_000, 700_000, 3_000_000)

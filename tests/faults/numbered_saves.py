@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 import fastckpt
+from fastckpt._archive.pickling import pickle_object
 from fastckpt._native import Commit
-from fastckpt._pickling import pickle_object
 
 
 class NumberedSaves:

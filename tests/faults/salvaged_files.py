@@ -20,7 +20,7 @@ from tests.faults.harness import Tally
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt._repair_report import Outcome, RepairReport
+from fastckpt._repair.report import Outcome, RepairReport
 
 
 def alike() -> Any:

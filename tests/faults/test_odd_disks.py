@@ -24,8 +24,8 @@ from tests.property.test_same_bytes import needs_current_layout
 from tests.specimens import assert_same, fill
 
 import fastckpt
+from fastckpt._archive.pickling import pickle_object
 from fastckpt._native import Commit
-from fastckpt._pickling import pickle_object
 
 # With storages where they come, the file grows by a byte with each byte of a tensor: its size takes
 # on every remainder of a page and of a sector, twice.

@@ -18,7 +18,7 @@ from tests.faults.requirements import need_root
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt._verify import Status
+from fastckpt._verify.verify import Status
 from fastckpt.nanochat.save_id import agreed
 
 STATE = {"w": torch.arange(1000.0), "n": 1}

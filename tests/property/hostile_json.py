@@ -16,7 +16,7 @@ from tests.faults.harness import Tally
 from tests.property.mutation import change_bytes
 
 import fastckpt
-from fastckpt._manifest import Manifest, ManifestFile, decode_manifest
+from fastckpt._steps.manifest import Manifest, ManifestFile, decode_manifest
 from fastckpt.nanochat.meta import decode_meta, encode_meta
 
 # What parsing takes: a list of a million empty lists, in two bytes each, is the worst of Python's json.

@@ -22,8 +22,8 @@ from tests.property.recipes import Recipe, build, recipes
 from tests.specimens import fill, quiet
 
 import fastckpt
+from fastckpt._archive.pickling import pickle_object
 from fastckpt._native import Commit
-from fastckpt._pickling import pickle_object
 
 needs_current_layout = pytest.mark.skipif(
     not torch_writes_current_layout(),

@@ -108,7 +108,7 @@ def _model_file(path: str) -> str:
     """Return the file itself, or the only model file of a directory."""
     if not os.path.isdir(path):
         return path
-    from fastckpt._survey import survey_steps
+    from fastckpt._steps.survey import survey_steps
 
     steps = survey_steps(path)
     models = [step.model for _, step in sorted(steps.items()) if step.model is not None]

@@ -53,7 +53,7 @@ def copy(
 def _copy(
     source: str, to: str, steps: list[int], *, newest: bool, threads: int | None, as_json: bool
 ) -> int:
-    from fastckpt._copy import copy_checkpoint
+    from fastckpt._copy.copy import copy_checkpoint
 
     try:
         with progress_bar("copying") as progress:

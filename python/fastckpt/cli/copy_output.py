@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt._copy_report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
+from fastckpt._copy.report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _LABELS = {

@@ -15,7 +15,7 @@ from fastckpt.cli.output import fail, print_document, print_lines, print_message
 from fastckpt.cli.progress import ProgressFunction, progress_bar
 
 if TYPE_CHECKING:
-    from fastckpt._diff_report import DiffReport
+    from fastckpt._diff.report import DiffReport
 
 EPILOG = (
     "Exit codes: 0 no difference, 1 some difference, 2 usage, 4 not found, 6 a file cannot be read, or "
@@ -103,8 +103,8 @@ def _compare(
     threads: int | None,
     progress: ProgressFunction | None,
 ) -> DiffReport:
-    from fastckpt._diff import diff as diff_files
-    from fastckpt._diff import diff_steps
+    from fastckpt._diff.diff import diff as diff_files
+    from fastckpt._diff.diff import diff_steps
 
     if steps is not None:
         return diff_steps(

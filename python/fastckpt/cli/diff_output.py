@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastckpt._diff_report import DiffReport, FileDiff, LayerDiff, TensorDiff, ValueDiff
+from fastckpt._diff.report import DiffReport, FileDiff, LayerDiff, TensorDiff, ValueDiff
 from fastckpt.cli.output import Line, plural, printable
 
 # As many lines of a kind as fit a screen; --all and --json have them all.

@@ -1,6 +1,6 @@
 """Exit codes of the command that no verdict on a checkpoint decides.
 
-Those of verdicts are in `fastckpt._verify_report.Status`. Every other non-zero code is a failure.
+Those of verdicts are in `fastckpt._verify.report.Status`. Every other non-zero code is a failure.
 """
 
 # As for a file that is verified and damaged.

@@ -42,7 +42,7 @@ def gc(
 
 
 def _gc(directories: list[str], *, dry_run: bool, incomplete: bool, as_json: bool) -> int:
-    from fastckpt._gc import collect_garbage
+    from fastckpt._gc.gc import collect_garbage
 
     report = collect_garbage(directories, dry_run=dry_run, incomplete=incomplete)
     if as_json:

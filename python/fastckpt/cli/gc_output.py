@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt._gc_report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
+from fastckpt._gc.report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _KINDS = {

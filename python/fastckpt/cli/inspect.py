@@ -13,8 +13,8 @@ from fastckpt.cli.options import Json, Task
 from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
 
 if TYPE_CHECKING:
-    from fastckpt._inspect_report import FileContents
-    from fastckpt._inspect_runs import DirectoryContents
+    from fastckpt._inspect.report import FileContents
+    from fastckpt._inspect.runs import DirectoryContents
 
 EPILOG = (
     "Exit codes: 0 shown, 1 the file is damaged or no checkpoint, 2 usage, 4 not found, or no "
@@ -56,8 +56,8 @@ def inspect(
 
 
 def _inspect(path: str, *, tree: bool, sort: Sort | None, as_json: bool) -> int:
-    from fastckpt._inspect_report import FileContents, UncoveredFormatError
-    from fastckpt._inspect_runs import inspect as inspect_path
+    from fastckpt._inspect.report import FileContents, UncoveredFormatError
+    from fastckpt._inspect.runs import inspect as inspect_path
     from fastckpt.errors import CheckpointError
 
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt._inspect_report import GROUPS, FileContents, TensorRow, Total
-from fastckpt._plain_values import METRICS
+from fastckpt._contents.plain_values import METRICS
+from fastckpt._inspect.report import GROUPS, FileContents, TensorRow, Total
 from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_tree import tree_lines
 from fastckpt.cli.output import Line, format_nbytes, plural, printable

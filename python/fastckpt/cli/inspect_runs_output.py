@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from fastckpt._checkpoint_names import BEST_NAME
-from fastckpt._inspect_names import name_of_file
-from fastckpt._inspect_runs import CheckpointRow, DirectoryContents, RunContents, State
-from fastckpt._survey import parse_name
+from fastckpt._inspect.names import name_of_file
+from fastckpt._inspect.runs import CheckpointRow, DirectoryContents, RunContents, State
+from fastckpt._steps.checkpoint_names import BEST_NAME
+from fastckpt._steps.survey import parse_name
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 from fastckpt.cli.tables import (
     Align,

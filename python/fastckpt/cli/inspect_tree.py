@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastckpt._inspect_report import TensorRow
+from fastckpt._inspect.report import TensorRow
 from fastckpt.cli.output import format_nbytes, printable
 from fastckpt.cli.tables import format_shape, format_table
 

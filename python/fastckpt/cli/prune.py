@@ -96,7 +96,7 @@ def _prune(
     threads: int | None,
     as_json: bool,
 ) -> int:
-    from fastckpt._prune import prune as prune_directory
+    from fastckpt._prune.prune import prune as prune_directory
 
     try:
         with progress_bar("verifying") as progress:

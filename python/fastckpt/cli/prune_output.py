@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt._prune_report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
+from fastckpt._prune.report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _REASONS = {"every": "every", "newest": "newest", "best": "best", "verified": "verified"}

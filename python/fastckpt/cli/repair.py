@@ -37,7 +37,7 @@ def repair(
 
 def _repair(file: str, to: str, *, threads: int | None, as_json: bool) -> int:
     try:
-        from fastckpt._repair import repair as repair_file
+        from fastckpt._repair.repair import repair as repair_file
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

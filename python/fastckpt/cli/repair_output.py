@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt._repair_report import LostRecord, LostTensor, Outcome, RepairReport
+from fastckpt._repair.report import LostRecord, LostTensor, Outcome, RepairReport
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _LABELS = {

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Sequence
 from typing import Literal
 
-from fastckpt._plain_values import Value
+from fastckpt._contents.plain_values import Value
 from fastckpt.cli.output import printable
 
 Align = Literal["<", ">"]

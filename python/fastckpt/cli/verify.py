@@ -64,7 +64,7 @@ def verify(
 def _verify(
     paths: list[str], *, quick: bool, strict: bool, threads: int | None, as_json: bool
 ) -> int:
-    from fastckpt._verify import verify as verify_paths
+    from fastckpt._verify.verify import verify as verify_paths
 
     with progress_bar("verifying") as progress:
         report = verify_paths(paths, quick=quick, threads=threads, progress=progress)
@@ -89,8 +89,8 @@ def _check_sha256(paths: list[str], *, quick: bool, as_json: bool) -> None:
 
 
 def _verify_and_sum(path: str, *, strict: bool, threads: int | None) -> int:
-    from fastckpt._sha256 import Snapshot, files_to_sum
-    from fastckpt._verify import verify as verify_paths
+    from fastckpt._verify.sha256 import Snapshot, files_to_sum
+    from fastckpt._verify.verify import verify as verify_paths
 
     snapshot = Snapshot(path)
     with progress_bar("verifying") as progress:

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastckpt._verify_report import Damage, FileReport, Status, StepReport, VerifyReport
+from fastckpt._verify.report import Damage, FileReport, Status, StepReport, VerifyReport
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 if TYPE_CHECKING:
-    from fastckpt._sha256 import Sum
+    from fastckpt._verify.sha256 import Sum
 
 _LABELS = {
     Status.GOOD: ("OK", "green"),

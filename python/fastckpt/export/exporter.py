@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fastckpt._save import save
+from fastckpt._archive.save import save
 
 from . import hub, programs
 from .optional import require

@@ -22,8 +22,8 @@ from typing import Any
 from torch import Tensor
 
 from fastckpt import _native
-from fastckpt._save import save
-from fastckpt._small_file import META_NBYTES_MAX, read_small_file
+from fastckpt._archive.save import save
+from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._wording import some_names
 from fastckpt.errors import FormatError, IncompleteCheckpointError
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch.distributed
 
 from fastckpt import _native
-from fastckpt._step_saves import read_save
+from fastckpt._steps.saves import read_save
 from fastckpt.errors import IncompleteCheckpointError
 
 from .replacing import release_kept

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from fastckpt import _load
-from fastckpt._step_parts import Part
-from fastckpt._step_saves import StepSave, read_save
-from fastckpt._survey import survey_steps
-from fastckpt._verify import Status
-from fastckpt._verify import verify as verify_paths
+from fastckpt._archive import load
+from fastckpt._steps.parts import Part
+from fastckpt._steps.saves import StepSave, read_save
+from fastckpt._steps.survey import survey_steps
+from fastckpt._verify.verify import Status
+from fastckpt._verify.verify import verify as verify_paths
 from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 
 from .discovery import StepPaths
@@ -89,9 +89,9 @@ def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = 
 def load_part(part: Part, device: str | torch.device) -> Any:
     """Load one archive to a device; all that nanochat loads from disk comes through here."""
     archive = part.archive
-    if archive is None or archive.kind == "torchscript" or _load.needs_torch():
-        return _load.load(part.path, map_location=device)
-    return _load.load_archive(archive, device)
+    if archive is None or archive.kind == "torchscript" or load.needs_torch():
+        return load.load(part.path, map_location=device)
+    return load.load_archive(archive, device)
 
 
 def find_last_good_step(

@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 
 from fastckpt import _native
-from fastckpt._replaced import superseded_names
-from fastckpt._step_parts import own_name
-from fastckpt._step_saves import StepSaves
-from fastckpt._survey import StepFiles, kept_name, survey_steps
+from fastckpt._steps.parts import own_name
+from fastckpt._steps.replaced import superseded_names
+from fastckpt._steps.saves import StepSaves
+from fastckpt._steps.survey import StepFiles, kept_name, survey_steps
 from fastckpt.errors import CheckpointError
 
 from .log import logger

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastckpt import _native, _pickling, _save
-from fastckpt._manifest import Manifest, ManifestFile
+from fastckpt import _native
+from fastckpt._archive import pickling, save
+from fastckpt._steps.manifest import Manifest, ManifestFile
 
 from .discovery import StepPaths
 from .log import logger
@@ -102,7 +103,7 @@ class _Archive:
 
     path: str
     contents: str
-    pickled: _pickling.Pickled
+    pickled: pickling.Pickled
 
 
 @dataclass
@@ -123,12 +124,12 @@ class _RankFiles:
         """Return the size of all of them together."""
         small = 0 if self.meta is None else len(self.meta) + _MANIFEST_NBYTES
         return small + sum(
-            _save.nbytes_of(archive.path, archive.pickled) for archive in self.archives()
+            save.nbytes_of(archive.path, archive.pickled) for archive in self.archives()
         )
 
 
 def _archive(path: str, contents: str, data: object) -> _Archive:
-    return _Archive(path, contents, _pickling.pickle_object(data, _PICKLE_PROTOCOL))
+    return _Archive(path, contents, pickling.pickle_object(data, _PICKLE_PROTOCOL))
 
 
 def _write(commit: _native.Commit, files: _RankFiles) -> None:
@@ -139,7 +140,7 @@ def _write(commit: _native.Commit, files: _RankFiles) -> None:
     identity = files.identity
     described = []
     for archive in files.archives():
-        written = _save.write_into(
+        written = save.write_into(
             commit,
             archive.path,
             archive.pickled,

@@ -9,8 +9,8 @@ import secrets
 from contextlib import suppress
 from typing import Any
 
-from fastckpt._checkpoint_names import BEST_NAME
 from fastckpt._native import Commit
+from fastckpt._steps.checkpoint_names import BEST_NAME
 
 from .log import logger
 

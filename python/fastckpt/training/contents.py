@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastckpt._load import load
+from fastckpt._archive.load import load
 from fastckpt.errors import FormatError
 
 from .plain import refuse_unloadable

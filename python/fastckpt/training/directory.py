@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastckpt._checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
-from fastckpt._outline import read_outline
+from fastckpt._contents.outline import read_outline
+from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import check_is_managers

@@ -12,9 +12,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastckpt import _native, _save
-from fastckpt._checkpoint_names import BEST_NAME, CheckpointName
-from fastckpt._pickling import Pickled, pickle_object
+from fastckpt import _native
+from fastckpt._archive.pickling import Pickled, pickle_object
+from fastckpt._archive.save import nbytes_of, write_into
+from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
 from fastckpt.errors import CheckpointError, FormatError
 from fastckpt.nanochat.save_id import SaveIdentity, begin_save
 
@@ -415,10 +416,8 @@ class CheckpointManager:
         path = self._directory.path_of(name)
         with _native.Commit() as commit:
             commit.create_directory(self._directory.path)
-            commit.require_space(self._directory.path, _save.nbytes_of(path, pickled))
-            _save.write_into(
-                commit, path, pickled, shards=identity.shards, save_id=identity.save_id
-            )
+            commit.require_space(self._directory.path, nbytes_of(path, pickled))
+            write_into(commit, path, pickled, shards=identity.shards, save_id=identity.save_id)
             if proves:
                 rotation.prove_good(commit, path)
             commit.publish([path])

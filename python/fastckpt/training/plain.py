@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import _weights_only_unpickler
 
-from fastckpt._pickling import pickle_object
+from fastckpt._archive.pickling import pickle_object
 from fastckpt.errors import UnsafePickleError
 
 # Their exact types: a subclass is pickled by name, and that name is refused.

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from fastckpt import _native
-from fastckpt._checkpoint_names import CheckpointName
-from fastckpt._load import load
+from fastckpt._archive.load import load
+from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import Parts, read_contents

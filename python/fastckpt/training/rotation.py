@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 
 from fastckpt import _native
-from fastckpt._checkpoint_names import CheckpointName
-from fastckpt._retention import expendable_steps
+from fastckpt._prune.retention import expendable_steps
+from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt.errors import ChecksumError
 
 from .config import CheckpointConfig

@@ -151,7 +151,7 @@ pub(crate) fn borrow_fd<'a>(fd: RawFd) -> PyResult<BorrowedFd<'a>> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
-    // SAFETY: not -1. The caller, `_load.py`, holds the file object that the descriptor belongs to
+    // SAFETY: not -1. The caller, `_archive/load.py`, holds the file object that the descriptor belongs to
     // and it is duplicated at once; a closed one gives EBADF.
     Ok(unsafe { BorrowedFd::borrow_raw(fd) })
 }

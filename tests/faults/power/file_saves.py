@@ -15,7 +15,8 @@ from tests.faults.power.verdicts import DAMAGED, LEFT_BEHIND, LOST, NOT_ALIVE, M
 from tests.specimens import assert_same, fill
 
 import fastckpt
-from fastckpt import _native, _pickling
+from fastckpt import _native
+from fastckpt._archive import pickling
 
 SAVES = 24
 # From less than one block to several chunks of the writer.
@@ -33,7 +34,7 @@ def durably(obj: Any, path: Path, direct: bool) -> None:
     if direct:
         fastckpt.save(obj, path)
         return
-    pickled = _pickling.pickle_object(obj, _pickling.DEFAULT_PROTOCOL)
+    pickled = pickling.pickle_object(obj, pickling.DEFAULT_PROTOCOL)
     with _native.Commit(sync=True) as commit:
         commit.write_archive(path, pickled.data, pickled.storages, direct=False)
         commit.publish([path])

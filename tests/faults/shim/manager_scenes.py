@@ -13,7 +13,7 @@ from tests.faults.shim.zygote import Act
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt._checkpoint_names import parse_checkpoint_name
+from fastckpt._steps.checkpoint_names import parse_checkpoint_name
 
 _MODULE = "tests.faults.shim.manager_scenes"
 _RUN = "run"

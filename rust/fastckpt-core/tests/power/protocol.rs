@@ -1,5 +1,5 @@
 //! Which save of a step a reader takes, and which kept files a rank may remove: what
-//! `fastckpt._step_saves` and `fastckpt.nanochat.replacing` do, over any disk.
+//! `fastckpt._steps.saves` and `fastckpt.nanochat.replacing` do, over any disk.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,0 +1,1 @@
+"""What a file holds, seen without torch and without reading its tensors."""

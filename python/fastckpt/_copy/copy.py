@@ -1,0 +1,174 @@
+"""Copy checkpoints to another disk or machine, each byte verified on the way. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterable
+
+from fastckpt import _native
+from fastckpt.errors import CheckpointError
+
+from .files import FileCopier, Progress
+from .items import copy_item, link_best, linked_item
+from .report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
+from .sources import FileItem, Item, Selection, select
+
+__all__ = ["CopiedCheckpoint", "CopiedFile", "CopyReport", "Outcome", "copy_checkpoint"]
+
+_Path = str | os.PathLike[str]
+
+# After these, a destination takes nothing more.
+_FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+
+
+def copy_checkpoint(
+    source: _Path,
+    to: _Path,
+    *,
+    steps: Iterable[int] = (),
+    newest: bool = False,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CopyReport:
+    """Copy checkpoints to a directory, byte for byte, and verify them on the way.
+
+    Each file is read once: the bytes that are written are the very bytes whose checksums were
+    compared. Modes and times of change are kept, the owner is whoever copies.
+
+    Of a step, the shards come first, then manifest and meta, then the model, each one fsynced before it
+    gets its name, and the directory before the model does: the copy is a step to a reader once all of
+    it is there, and durable when this returns. A crash leaves at most files that are part of no step.
+    Copying again goes on from there: what is whole at the destination already is verified there, and not
+    copied again. A file that was under way starts from its beginning.
+
+    Where a file is damaged, nothing of its step stays at the destination, and the other steps are copied
+    nonetheless. A different file at the destination is never overwritten.
+
+    Args:
+        source: A directory with nanochat's steps (all that are whole are copied) or with a
+            CheckpointManager's checkpoints, a step in such a directory ("runs/d12@1200"), or a single
+            .pt file.
+        to: The directory to copy to; created where it is not there.
+        steps: Which steps of the directory; all without any.
+        newest: Copy the newest step that is whole.
+        threads: Number of threads for each file; None lets the core decide.
+        progress: Called with the bytes done and the bytes in all. What it raises ends the copy.
+
+    Returns:
+        The report: `.checkpoints`, `.files`, `.status`, `.exit_code`. What is damaged, or stands in
+        the way, is in it, and is not raised.
+
+    Raises:
+        ValueError: The arguments contradict each other, or source and destination are the same.
+        FileNotFoundError: The source is not there.
+        OSError: The destination cannot be created, or has no room for it all.
+
+    Example:
+        >>> import fastckpt, os, tempfile
+        >>> fastckpt.save({"n": 1}, "/tmp/example.pt")
+        >>> with tempfile.TemporaryDirectory() as directory:
+        ...     report = fastckpt.copy_checkpoint("/tmp/example.pt", directory)
+        ...     report.ok, os.listdir(directory)
+        (True, ['example.pt'])
+    """
+    started = time.monotonic()
+    if threads is not None and threads < 1:
+        raise ValueError(f"threads must be at least 1, not {threads}")
+    path, target = os.fspath(source), os.fspath(to)
+    selection = select(path, {*steps}, newest=newest)
+    if os.path.isdir(target) and os.path.samefile(selection.directory, target):
+        raise ValueError(f"{target} is where the source is: name another directory")
+    done = _Copy(selection, target, threads, progress).run() if selection.items else []
+    missing = [
+        CopiedCheckpoint(f"step {step}", step, Outcome.NOT_FOUND, message="no file of this step")
+        for step in selection.missing
+    ]
+    return CopyReport(
+        source=path,
+        directory=selection.directory,
+        to=target,
+        checkpoints=(*done, *missing),
+        others=tuple(selection.others),
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Copy:
+    """Copies what was selected, one checkpoint after the other."""
+
+    def __init__(
+        self,
+        selection: Selection,
+        to: str,
+        threads: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._selection = selection
+        self._to = to
+        self._is_full = False
+        linked = None if selection.best is None else linked_item(selection.best, selection.items)
+        self._linked = linked
+        items = [*selection.items]
+        if selection.best is not None and linked is None:
+            items.append(FileItem(selection.best))
+        sizes = [size for item in items for size in _sizes(item)]
+        self._copier = FileCopier(to, threads, Progress(progress, sum(n for _, n in sizes)))
+        new = [nbytes for name, nbytes in sizes if not os.path.lexists(os.path.join(to, name))]
+        self._new_nbytes = sum(new)
+
+    def run(self) -> list[CopiedCheckpoint]:
+        """Copy all of it.
+
+        Raises:
+            OSError: The destination cannot be created, or has no room for it all.
+        """
+        with _native.Commit() as commit:
+            commit.create_directory(self._to)
+            commit.require_space(self._to, self._new_nbytes)
+        done = [self._copy(item) for item in self._selection.items]
+        if self._selection.best is not None:
+            done.append(self._copy_best(self._selection.best, done))
+        return done
+
+    def _copy(self, item: Item) -> CopiedCheckpoint:
+        if self._is_full:
+            words = "the destination takes no more"
+            return CopiedCheckpoint(item.name, item.step, Outcome.NOT_REACHED, message=words)
+        try:
+            return copy_item(item, self._copier)
+        except FileNotFoundError as error:
+            # IncompleteCheckpointError is one too.
+            outcome = Outcome.INCOMPLETE if item.asked else Outcome.SKIPPED
+            message = str(error)
+        except CheckpointError as error:
+            outcome, message = Outcome.DAMAGED, str(error)
+        except OSError as error:
+            self._is_full = error.errno in _FATAL
+            outcome, message = Outcome.IO_ERROR, str(error)
+        return CopiedCheckpoint(item.name, item.step, outcome, message=message)
+
+    def _copy_best(self, best: str, done: list[CopiedCheckpoint]) -> CopiedCheckpoint:
+        if self._linked is not None:
+            copied = done[self._selection.items.index(self._linked)]
+            if copied.outcome not in {Outcome.COPIED, Outcome.PRESENT}:
+                words = f"it is a second name of {self._linked.name}, which was not copied"
+                outcome = Outcome.NOT_REACHED
+                return CopiedCheckpoint(os.path.basename(best), None, outcome, message=words)
+            try:
+                file = link_best(best, self._linked, self._to)
+            except OSError as error:
+                outcome, words = Outcome.IO_ERROR, str(error)
+                return CopiedCheckpoint(os.path.basename(best), None, outcome, message=words)
+            if file is not None:
+                return CopiedCheckpoint(os.path.basename(best), None, Outcome.LINKED, (file,))
+        return self._copy(FileItem(best))
+
+
+def _sizes(item: Item) -> list[tuple[str, int]]:
+    """Return names and sizes of an item's files; none where it will be refused."""
+    try:
+        return [(piece.name, piece.nbytes) for piece in item.pieces()]
+    except (CheckpointError, OSError):
+        return []

@@ -1,0 +1,176 @@
+"""Copy the files of one checkpoint so that they become a checkpoint together. Imports no torch."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from fastckpt import _native
+from fastckpt._contents.identity import identity
+from fastckpt._steps.checkpoint_names import BEST_NAME
+from fastckpt._steps.manager_files import survey_manager
+from fastckpt.errors import IncompleteCheckpointError
+
+from .files import FileCopier
+from .report import CopiedCheckpoint, CopiedFile, Outcome
+from .sources import CheckpointItem, Item, Piece
+
+# A source that is saved again while it is copied is copied again; one that never rests is given up.
+_ATTEMPTS = 3
+
+# What says that a file gets no second name here, rather than that it failed: file systems without
+# hard links, and network file systems.
+_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+
+
+def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
+    """Copy the files of a checkpoint.
+
+    Raises:
+        IncompleteCheckpointError: It is not whole, or changes all the time.
+        CheckpointError: A file is damaged in a way that shows before it is read in full.
+        OSError: A file cannot be read or written. What is there of it by then stays for another
+            attempt, and is no checkpoint to any reader.
+    """
+    for _ in range(_ATTEMPTS):
+        result = _ItemCopy(item, copier).run()
+        if result is not None:
+            return result
+    raise IncompleteCheckpointError(
+        f"{item.name} is being saved: its files change while they are copied; copy it again later"
+    )
+
+
+class _ItemCopy:
+    """One attempt."""
+
+    def __init__(self, item: Item, copier: FileCopier) -> None:
+        self._item = item
+        self._copier = copier
+        self._pieces = item.pieces()
+        self._identities = _identities(self._pieces)
+        self._done: dict[str, CopiedFile] = {}
+        self._published: list[str] = []
+
+    def run(self) -> CopiedCheckpoint | None:
+        """Copy it; None where the source changed meanwhile, and nothing of it was left."""
+        foreign = self._foreign_names()
+        if foreign:
+            names = ", ".join(foreign)
+            words = f"the destination has files of this step that the source has not: {names}"
+            return self._result(Outcome.CONFLICT, words)
+        for piece in self._pieces:
+            found = self._copier.compare(piece)
+            if found is not None:
+                self._done[piece.name] = found
+        if any(file.outcome is Outcome.CONFLICT for file in self._done.values()):
+            return self._result(Outcome.CONFLICT)
+        if len(self._done) == len(self._pieces):
+            return self._result(Outcome.PRESENT)
+        with _native.Commit() as commit:
+            return self._copy_missing(commit)
+
+    def _foreign_names(self) -> list[str]:
+        names = {piece.name for piece in self._pieces}
+        return sorted({*self._item.foreign_names(self._copier.to)} - names)
+
+    def _copy_missing(self, commit: _native.Commit) -> CopiedCheckpoint | None:
+        for piece in self._pieces:
+            if piece.name in self._done:
+                continue
+            copied = self._copier.copy(commit, piece)
+            self._done[piece.name] = copied
+            if copied.outcome is Outcome.DAMAGED:
+                self._undo()
+                return self._result(Outcome.DAMAGED)
+            # The last one makes a checkpoint of them all: they have to be of one save.
+            if piece is self._pieces[-1] and self._has_changed():
+                self._undo()
+                return None
+            # At once, so that what has been copied need not be copied again after a crash. It makes the
+            # directory durable, too: the model comes after all that belongs to it.
+            commit.publish([copied.path])
+            self._published.append(copied.path)
+        return self._result(Outcome.COPIED)
+
+    def _has_changed(self) -> bool:
+        """Whether the source is not what it was when its files were opened: another save, say."""
+        now = self._item.pieces()
+        return now != self._pieces or _identities(now) != self._identities
+
+    def _undo(self) -> None:
+        """Remove what this attempt has published: without the last file it is no checkpoint."""
+        for path in self._published:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        for name, file in self._done.items():
+            if file.outcome is Outcome.COPIED:
+                self._done[name] = replace(file, outcome=Outcome.NOT_REACHED)
+        self._published = []
+
+    def _result(self, outcome: Outcome, message: str | None = None) -> CopiedCheckpoint:
+        files = [
+            self._done.get(piece.name)
+            or CopiedFile(
+                piece.source, self._copier.target(piece), piece.nbytes, Outcome.NOT_REACHED
+            )
+            for piece in self._pieces
+        ]
+        return CopiedCheckpoint(self._item.name, self._item.step, outcome, tuple(files), message)
+
+
+def _identities(pieces: Sequence[Piece]) -> list[object]:
+    return [identity(piece.source) for piece in pieces]
+
+
+# The best one, which is a second name.
+
+
+def linked_item(best: str, items: Sequence[Item]) -> CheckpointItem | None:
+    """Return the checkpoint of which `best_model.pt` is a second name."""
+    found = identity(best)
+    for item in items:
+        if found and isinstance(item, CheckpointItem) and identity(item.path) == found:
+            return item
+    return None
+
+
+def link_best(best: str, item: CheckpointItem, to: str) -> CopiedFile | None:
+    """Give a copied checkpoint its second name.
+
+    Returns:
+        The file; None where the destination has no second names, or another file has this one.
+
+    Raises:
+        OSError: The destination refuses.
+    """
+    own = os.path.join(to, os.path.basename(item.path))
+    target = os.path.join(to, BEST_NAME)
+    file = CopiedFile(best, target, os.stat(own).st_size, Outcome.LINKED)
+    if os.path.lexists(target):
+        if os.path.samefile(own, target):
+            return file
+        if not _is_second_name(target, to):
+            return None
+    hidden = os.path.join(to, f".fastckpt-{os.getpid()}-{time.time_ns()}.tmp")
+    try:
+        os.link(own, hidden)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            return None
+        raise
+    os.replace(hidden, target)
+    with _native.Commit() as commit:
+        commit.sync_directory(to)
+    return file
+
+
+def _is_second_name(path: str, directory: str) -> bool:
+    """Whether a checkpoint of the directory is the same file, so that nothing is lost with this name."""
+    checkpoints, _ = survey_manager(directory)
+    names = [files.name for files in checkpoints if files.name is not None]
+    return any(os.path.samefile(path, os.path.join(directory, name)) for name in names)

@@ -1,0 +1,1 @@
+"""`fastckpt.diff`: how far two checkpoints are apart. Imports no torch."""

@@ -1,0 +1,341 @@
+"""Compare two checkpoints: which tensors differ, and how far. Imports no torch.
+
+The elements are compared by the core. Records with the same size and CRC-32 on both sides are not read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastckpt._archive.byte_order import refuse_foreign_byte_order
+from fastckpt._contents.outline import name_tensors, read_outline, walk
+from fastckpt._contents.safetensors_header import parse_safetensors_header
+from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
+from fastckpt._contents.state_dicts import find_state_dict, is_state_dict
+from fastckpt._native import Archive, Comparison, Opaque, PlainFile, TensorInfo, compare_tensors
+from fastckpt._steps.survey import StepFiles, survey_steps
+from fastckpt.errors import FormatError, IncompleteCheckpointError
+
+from .report import DiffReport, FileDiff, TensorDiff, TensorLayout, ValueDiff
+
+__all__ = [
+    "DiffReport",
+    "FileDiff",
+    "TensorDiff",
+    "TensorLayout",
+    "ValueDiff",
+    "diff",
+    "diff_steps",
+]
+
+_Path = str | os.PathLike[str]
+_Progress = Callable[[int, int], None]
+_Place = tuple[str, int, tuple[int, ...], tuple[int, ...]] | int
+# dtype, elements, place in A, place in B.
+_Pair = tuple[str, int, _Place, _Place]
+
+# The last steps of a directory that a message names.
+_STEPS_NAMED = 8
+
+
+def diff(
+    a: _Path,
+    b: _Path,
+    *,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> DiffReport:
+    """Compare two files: .pt files of any writer, or safetensors.
+
+    Tensors are compared under the keys that lead to them. Where one file is a state dict alone and the
+    other a whole checkpoint, the checkpoint's state dict is compared, and a note says so. Values that
+    are no tensors (steps, metrics, configurations) are compared as Python writes them.
+
+    Two tensors are the same if all their bytes are. What is read of a record of a .pt file is compared
+    with its CRC-32 where it is read as a whole; see `FileDiff.unchecked`.
+
+    Args:
+        a: The file that changes are counted from.
+        b: The other.
+        threads: Number of threads; None chooses.
+        progress: Called with bytes done and bytes in all, in the calling thread. What it raises ends
+            the comparison.
+
+    Returns:
+        The report: `.is_same`, `.files`.
+
+    Raises:
+        OSError: A file cannot be read.
+        FormatError: It is damaged, or of another format.
+        ChecksumError: A record is not what was written.
+
+    Example:
+        >>> import fastckpt, torch
+        >>> fastckpt.save({"w": torch.zeros(4), "step": 1}, "/tmp/diff_a.pt")
+        >>> fastckpt.save({"w": torch.ones(4), "step": 2}, "/tmp/diff_b.pt")
+        >>> report = diff("/tmp/diff_a.pt", "/tmp/diff_b.pt")
+        >>> [(tensor.name, tensor.max_abs) for tensor in report.files[0].differing]
+        [('w', 1.0)]
+        >>> report.files[0].values
+        (ValueDiff(name='step', a='1', b='2'),)
+    """
+    paths = os.fspath(a), os.fspath(b)
+    return DiffReport(*paths, (_diff_files(*paths, threads, progress),))
+
+
+def diff_steps(
+    a: _Path,
+    step_a: int,
+    b: _Path,
+    step_b: int,
+    *,
+    threads: int | None = None,
+    progress: _Progress | None = None,
+) -> DiffReport:
+    """Compare two steps of nanochat's naming: model, meta and each rank's optimizer.
+
+    Args:
+        a: The checkpoint directory of the step that changes are counted from.
+        step_a: That step.
+        b: The directory of the other, which may be the same.
+        step_b: The other step.
+        threads: As for `diff`.
+        progress: As for `diff`; it begins anew with each pair of files.
+
+    Returns:
+        The report; `.files` has each pair, `.only_a` and `.only_b` what has no counterpart.
+
+    Raises:
+        IncompleteCheckpointError: There is no such step; the message says which there are.
+        OSError, FormatError, ChecksumError: As for `diff`.
+    """
+    files_a, files_b = _step_files(os.fspath(a), step_a), _step_files(os.fspath(b), step_b)
+    compared = []
+    for part in [part for part in files_a if part in files_b]:
+        pair = files_a[part], files_b[part]
+        compared.append(
+            _diff_meta(*pair) if part == "meta" else _diff_files(*pair, threads, progress)
+        )
+    return DiffReport(
+        f"step {step_a} of {os.fspath(a)}",
+        f"step {step_b} of {os.fspath(b)}",
+        tuple(compared),
+        tuple(path for part, path in files_a.items() if part not in files_b),
+        tuple(path for part, path in files_b.items() if part not in files_a),
+    )
+
+
+def _step_files(directory: str, step: int) -> dict[str, str]:
+    """Return the paths of a step's files by the part that they are."""
+    steps = survey_steps(directory)
+    files = steps.get(step, StepFiles(step))
+    if not files.names():
+        there = sorted(number for number, files in steps.items() if files.names())
+        named = ", ".join(map(str, there[-_STEPS_NAMED:])) or "none"
+        words = "the last steps there are" if len(there) > _STEPS_NAMED else "the steps there are"
+        raise IncompleteCheckpointError(
+            f"there is no step {step} in {directory}; {words}: {named}", path=directory
+        )
+    parts = {"model": files.model, "meta": files.meta}
+    parts |= {f"optimizer of rank {rank}": files.shards[rank] for rank in sorted(files.shards)}
+    return {part: os.path.join(directory, name) for part, name in parts.items() if name is not None}
+
+
+def _diff_meta(a: str, b: str) -> FileDiff:
+    values = tuple(_diff_values(_values_of(_read_meta(a)), _values_of(_read_meta(b))))
+    return FileDiff(a, b, values=values)
+
+
+def _read_meta(path: str) -> Any:
+    try:
+        return json.loads(read_small_file(path, "a meta file", META_NBYTES_MAX).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not a meta file: {error}", path=path) from error
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    layout: TensorLayout
+    place: _Place
+    #: Size of the storage in bytes.
+    storage_nbytes: int
+
+
+@dataclass
+class _Side:
+    """One of the two files, as far as it can be known without its tensors' elements."""
+
+    path: str
+    file: Archive | PlainFile
+    tensors: dict[str, _Tensor]
+    values: dict[str, str] = field(default_factory=dict)
+    #: The saved object; None for safetensors.
+    root: Any = None
+    note: str = ""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is a state dict and nothing else."""
+        return isinstance(self.file, PlainFile) or is_state_dict(self.root)
+
+    def select_state_dict(self) -> None:
+        """Leave nothing but the model's state dict, if there is one."""
+        try:
+            keys, state = find_state_dict(self.root)
+        except FormatError:
+            return
+        self.tensors, self.values = _tensors_of(state), _values_of(state)
+        self.note = f"of {self.path} only {'.'.join(keys)} was compared"
+
+
+def _open(path: str) -> _Side:
+    if path.endswith(".safetensors"):
+        plain = PlainFile.open(path)
+        # Its metadata are those of the format: a .pt file has none.
+        header = parse_safetensors_header(plain.read, plain.nbytes, path)
+        tensors = {
+            info.name: _Tensor(TensorLayout(info.dtype, info.shape), info.offset, info.nbytes)
+            for info in header.tensors
+        }
+        return _Side(path, plain, tensors)
+    outline = read_outline(path)
+    refuse_foreign_byte_order(outline.archive, path)
+    root = outline.root
+    return _Side(path, outline.archive, _tensors_of(root), _values_of(root), root)
+
+
+def _tensors_of(root: Any) -> dict[str, _Tensor]:
+    return {
+        name: _Tensor(
+            TensorLayout(info.dtype, info.shape),
+            (info.key, info.storage_offset, info.shape, info.stride),
+            info.storage_nbytes,
+        )
+        for name, info in name_tensors(root).items()
+    }
+
+
+def _values_of(root: Any) -> dict[str, str]:
+    """Return what is no tensor as Python writes it, by the keys that lead to it."""
+    values: dict[str, str] = {}
+    for keys, leaf in walk(root):
+        if isinstance(leaf, TensorInfo):
+            continue
+        name = ".".join(keys) or "<root>"
+        number = 2
+        while name in values:
+            name = f"{'.'.join(keys)}#{number}"
+            number += 1
+        values[name] = f"<{leaf.name}>" if isinstance(leaf, Opaque) else _written(leaf)
+    return values
+
+
+def _written(value: Any) -> str:
+    try:
+        return repr(value)
+    except ValueError:
+        # An integer of more digits than Python converts.
+        return f"<{type(value).__name__} of {value.bit_length()} bits>"
+
+
+def _diff_files(
+    a_path: str, b_path: str, threads: int | None, progress: _Progress | None
+) -> FileDiff:
+    a, b = _open(a_path), _open(b_path)
+    if a.is_flat != b.is_flat:
+        (b if a.is_flat else a).select_state_dict()
+    shared = [name for name in a.tensors if name in b.tensors]
+    same_layout = [name for name in shared if a.tensors[name].layout == b.tensors[name].layout]
+    pairs = {name: _pair_of(name, a, b) for name in same_layout}
+    found = _compare(a, b, pairs, threads, progress)
+    return FileDiff(
+        a_path,
+        b_path,
+        added=tuple((n, t.layout) for n, t in b.tensors.items() if n not in a.tensors),
+        removed=tuple((n, t.layout) for n, t in a.tensors.items() if n not in b.tensors),
+        reshaped=tuple(
+            (name, a.tensors[name].layout, b.tensors[name].layout)
+            for name in shared
+            if a.tensors[name].layout != b.tensors[name].layout
+        ),
+        tensors=tuple(same_layout),
+        differing=tuple(
+            _tensor_diff(name, a.tensors[name], pairs[name][1], found[name])
+            for name in same_layout
+            if found[name].differing
+        ),
+        unread=tuple(name for name in same_layout if not found[name].was_read),
+        unchecked=tuple(name for name in same_layout if not all(found[name].was_checked)),
+        values=tuple(_diff_values(a.values, b.values)),
+        notes=tuple(side.note for side in (a, b) if side.note),
+    )
+
+
+def _compare(
+    a: _Side,
+    b: _Side,
+    wanted: dict[str, _Pair],
+    threads: int | None,
+    progress: _Progress | None,
+) -> dict[str, Comparison]:
+    """Compare the tensors of these names; those that share memory on both sides once."""
+    pairs: dict[_Pair, int] = {}
+    positions = {}
+    for name, pair in wanted.items():
+        positions[name] = pairs.setdefault(pair, len(pairs))
+    results = compare_tensors(a.file, b.file, list(pairs), threads=threads, progress=progress)
+    return {name: results[position] for name, position in positions.items()}
+
+
+def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
+    """Return what is compared of two tensors: what is expanded on both sides once.
+
+    Otherwise a file of a few bytes could claim more elements than anybody can look at.
+    """
+    one, other = a.tensors[name], b.tensors[name]
+    places: list[_Place] = [one.place, other.place]
+    shape = one.layout.shape
+    records = [place for place in places if not isinstance(place, int)]
+    if len(records) == len(places):
+        strides = zip(*(stride for _, _, _, stride in records), strict=True)
+        shape = tuple(
+            length if any(steps) else min(length, 1)
+            for length, steps in zip(shape, strides, strict=True)
+        )
+        places = [(key, offset, shape, stride) for key, offset, _, stride in records]
+    numel = math.prod(shape)
+    # In bytes: what overlaps a little is no harm.
+    if numel > max(one.storage_nbytes, other.storage_nbytes):
+        raise FormatError(
+            f"{name} has {numel} elements that overlap in memory, in {a.path} and in {b.path}: too many "
+            "to be compared one by one; save a clone() of it",
+            path=a.path,
+        )
+    return one.layout.dtype, numel, places[0], places[1]
+
+
+def _tensor_diff(name: str, tensor: _Tensor, numel: int, found: Comparison) -> TensorDiff:
+    return TensorDiff(
+        name=name,
+        layout=tensor.layout,
+        numel=numel,
+        differing=found.differing,
+        non_finite=found.non_finite,
+        finite=found.finite,
+        max_abs=found.max_abs,
+        sum_abs=found.sum_abs,
+        sum_squares=found.sum_squares,
+        reference_squares=found.reference_squares,
+    )
+
+
+def _diff_values(a: dict[str, str], b: dict[str, str]) -> list[ValueDiff]:
+    names = [*a, *(name for name in b if name not in a)]
+    return [
+        ValueDiff(name, a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)
+    ]

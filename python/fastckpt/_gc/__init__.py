@@ -1,0 +1,1 @@
+"""`fastckpt.collect_garbage`: what interrupted saves have left behind. Imports no torch."""

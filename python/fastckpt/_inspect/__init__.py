@@ -1,0 +1,1 @@
+"""`fastckpt.inspect`: listings of files and of directories. Imports no torch."""

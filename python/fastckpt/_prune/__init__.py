@@ -1,0 +1,1 @@
+"""`fastckpt.prune`: which old checkpoints go, and their removal. Imports no torch."""

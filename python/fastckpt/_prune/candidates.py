@@ -1,0 +1,253 @@
+"""The checkpoints of a directory, each with its files in the order of removal and its metrics.
+
+Two families, each counted by itself: nanochat's steps, and the checkpoints of a CheckpointManager. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fastckpt._contents.identity import Identity, identity
+from fastckpt._contents.outline import read_outline
+from fastckpt._steps.manager_files import ManagerFiles, survey_manager
+from fastckpt._steps.saves import StepSave, read_save
+from fastckpt._steps.survey import StepFiles, survey_steps
+from fastckpt.errors import CheckpointError
+
+Fail = Callable[[OSError, str], str]
+
+
+class Best(NamedTuple):
+    """What makes a checkpoint the best."""
+
+    metric: str | None
+    mode: str | None
+
+
+@dataclass
+class Candidate:
+    """One checkpoint.
+
+    Attributes:
+        directory: Where it is.
+        step: Its step.
+        epoch: Its epoch, None for a step of nanochat's.
+        first: Paths of the files without which the rest is no checkpoint: they are removed first.
+        rest: Paths of its other files, in the order of removal.
+        loads: Paths of the files that a load reads: those that have to be good.
+        problem: Why it is neither counted nor removed; None for one that is whole.
+        is_damaged: Whether the problem is that its bytes are not those that were written.
+        held: Why it is not removed, though it counts.
+        metrics: Its numbers, by name.
+        best_metric: What its file says of the best value so far.
+        best_by: Which metric its file says to compare, and how.
+        identities: What the files of `first` were when they were looked at.
+    """
+
+    directory: str
+    step: int
+    epoch: int | None
+    first: list[str]
+    rest: list[str]
+    loads: list[str] = field(default_factory=list)
+    problem: str | None = None
+    is_damaged: bool = False
+    held: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_metric: float | None = None
+    best_by: Best = field(default=Best(None, None))
+    identities: list[Identity | None] = field(default_factory=list)
+
+    @property
+    def paths(self) -> list[str]:
+        """All its files, in the order of removal."""
+        return [*self.first, *self.rest]
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Its place among the others."""
+        return (self.step, -1 if self.epoch is None else self.epoch)
+
+    def has_changed(self) -> bool:
+        """Whether a file of `first` is another one now, or not there any more.
+
+        Raises:
+            OSError: That cannot be seen.
+        """
+        return [identity(path) for path in self.first] != self.identities
+
+
+@dataclass
+class Family:
+    """The checkpoints of one kind in a directory.
+
+    Attributes:
+        kind: "nanochat" or "manager".
+        candidates: All of them, by step.
+        best_names: Paths that are second names, or copies, of the best.
+        orphans: Files of other ranks that belong to no checkpoint.
+    """
+
+    kind: str
+    candidates: list[Candidate]
+    best_names: list[str] = field(default_factory=list)
+    orphans: list[ManagerFiles] = field(default_factory=list)
+
+
+def find_families(directory: str, fail: Fail) -> list[Family]:
+    """Look at all checkpoints of a directory.
+
+    Args:
+        directory: The directory.
+        fail: Is told of what cannot be read; the rest goes on.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    families = [_nanochat(directory, fail), _manager(directory, fail)]
+    return [family for family in families if family.candidates or family.orphans]
+
+
+def best_candidate(candidates: Iterable[Candidate], metric: str, mode: str) -> Candidate | None:
+    """Return the checkpoint with the best value of a metric, the first that had it; NaN is never best."""
+    sign = 1.0 if mode == "min" else -1.0
+    rated = [
+        (sign * value, candidate.key, candidate)
+        for candidate in candidates
+        if (value := candidate.metrics.get(metric)) is not None and not math.isnan(value)
+    ]
+    return min(rated, key=lambda one: one[:2])[2] if rated else None
+
+
+# nanochat's steps.
+
+
+def _nanochat(directory: str, fail: Fail) -> Family:
+    steps = survey_steps(directory)
+    return Family("nanochat", [_step(directory, steps[step], fail) for step in sorted(steps)])
+
+
+def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
+    names = [name for name in files.names() if name != files.model]
+    # A meta without its manifest is taken at its word, so the manifest goes last.
+    names.sort(key=lambda name: name == files.manifest)
+    candidate = Candidate(
+        directory=directory,
+        step=files.step,
+        epoch=None,
+        first=[os.path.join(directory, name) for name in [files.model] if name is not None],
+        rest=[os.path.join(directory, name) for name in names],
+    )
+    try:
+        candidate.identities = [identity(path) for path in candidate.first]
+        save = read_save(directory, files.step, optimizer=True)
+    except FileNotFoundError as error:
+        # IncompleteCheckpointError is one too.
+        candidate.problem = str(error)
+    except CheckpointError as error:
+        candidate.problem, candidate.is_damaged = str(error), True
+    except OSError as error:
+        candidate.problem = fail(error, directory)
+    else:
+        _take_save(candidate, files, save)
+    return candidate
+
+
+def _take_save(candidate: Candidate, files: StepFiles, save: StepSave) -> None:
+    candidate.loads = save.paths()
+    others = sorted(set(candidate.paths) - set(save.paths()))
+    if files.kept:
+        # A save of this step was interrupted, or is running; what it needs of these is not known here.
+        candidate.held = "files that a save has replaced are still there"
+    elif others:
+        candidate.held = f"{os.path.basename(others[0])} is not of the save that loads"
+    try:
+        candidate.metrics = numbers(json.loads(save.meta_bytes))
+    except (ValueError, RecursionError) as error:
+        candidate.problem, candidate.is_damaged = f"{save.meta} is not JSON: {error}", True
+
+
+def numbers(document: Any) -> dict[str, float]:
+    """Return the numbers of a dict by name; those of dicts in it with a dot between the names."""
+    found: dict[str, float] = {}
+    pending: list[tuple[str, Any]] = [("", document)]
+    seen: set[int] = set()
+    while pending:
+        prefix, value = pending.pop()
+        if isinstance(value, dict):
+            # A pickle may nest a dict in itself.
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            pending += [
+                (f"{prefix}.{key}" if prefix else str(key), part) for key, part in value.items()
+            ]
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and prefix:
+            try:
+                found[prefix] = float(value)
+            except OverflowError:
+                continue
+    return found
+
+
+# A CheckpointManager's checkpoints.
+
+
+def _manager(directory: str, fail: Fail) -> Family:
+    found, best = survey_manager(directory)
+    candidates = [_checkpoint(directory, files, fail) for files in found if files.name is not None]
+    return Family(
+        kind="manager",
+        candidates=candidates,
+        best_names=[] if best is None else [os.path.join(directory, best)],
+        orphans=[files for files in found if files.name is None],
+    )
+
+
+def _checkpoint(directory: str, files: ManagerFiles, fail: Fail) -> Candidate:
+    candidate = Candidate(
+        directory=directory,
+        step=files.step,
+        epoch=files.epoch,
+        first=[os.path.join(directory, name) for name in [files.name] if name is not None],
+        rest=[os.path.join(directory, name) for name in files.rank_names()],
+    )
+    candidate.loads = candidate.paths
+    (path,) = candidate.first
+    try:
+        candidate.identities = [identity(path)]
+        root = read_root(path)
+    except CheckpointError as error:
+        candidate.problem, candidate.is_damaged = str(error), True
+    except OSError as error:
+        candidate.problem = fail(error, path)
+    else:
+        candidate.metrics = numbers(root.get("metrics"))
+        candidate.best_metric = numbers({"best": root.get("best_metric")}).get("best")
+        candidate.best_by = _best_by(root.get("config"))
+    return candidate
+
+
+def read_root(path: str) -> dict[Any, Any]:
+    """Return the dict that a checkpoint is, without its tensors; an empty one where it is none.
+
+    Raises:
+        CheckpointError, OSError: As `read_outline`.
+    """
+    root = read_outline(path).root
+    return root if isinstance(root, dict) else {}
+
+
+def _best_by(config: Any) -> Best:
+    if not isinstance(config, dict):
+        return Best(None, None)
+    metric, mode = config.get("metric_name"), config.get("metric_mode")
+    return Best(
+        metric if isinstance(metric, str) else None, mode if mode in {"min", "max"} else None
+    )

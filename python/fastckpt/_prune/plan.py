@@ -1,0 +1,206 @@
+"""Which checkpoints of a directory go, and which stay: decided before anything is deleted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fastckpt._contents.identity import identity
+from fastckpt._steps.removal import Removal
+from fastckpt._verify.report import FileReport, Status
+from fastckpt._verify.verify import verify
+from fastckpt.errors import CheckpointError
+
+from .candidates import (
+    Candidate,
+    Family,
+    best_candidate,
+    read_root,
+)
+from .retention import expendable_steps
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `prune` was asked for."""
+
+    keep: int
+    keep_every: int | None
+    metric: str | None
+    mode: str
+    dry_run: bool
+    quick: bool
+
+
+class GoodCheck:
+    """Says of a checkpoint whether it is good, reading each only once."""
+
+    def __init__(
+        self, *, quick: bool, threads: int | None, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self._quick = quick
+        self._threads = threads
+        self._progress = progress
+        self._verdicts: dict[tuple[str, ...], tuple[Status, str]] = {}
+
+    def __call__(self, candidate: Candidate) -> tuple[Status, str]:
+        """Return the verdict on the files of a checkpoint, and what is wrong in words."""
+        key = tuple(candidate.loads)
+        if key not in self._verdicts:
+            self._verdicts[key] = self._verify(candidate)
+        return self._verdicts[key]
+
+    def _verify(self, candidate: Candidate) -> tuple[Status, str]:
+        report = verify(
+            candidate.loads, quick=self._quick, threads=self._threads, progress=self._progress
+        )
+        status = report.status
+        if self._quick and status is Status.UNCHECKED:
+            # Nobody asked for its checksums.
+            return Status.GOOD, ""
+        bad = next((file for file in report.files if file.status is not Status.GOOD), None)
+        return status, "" if bad is None else _words_for(bad)
+
+
+def _words_for(file: FileReport) -> str:
+    """Say what is wrong with a file."""
+    words = file.message or file.status.value
+    for damage in file.damages[:1]:
+        tensor = f" in tensor '{damage.tensors[0]}'" if damage.tensors else ""
+        words = damage.detail + tensor
+    return f"{os.path.basename(file.path)}: {words}"
+
+
+class Plan:
+    """What becomes of the checkpoints of one family.
+
+    Attributes:
+        family: The checkpoints.
+        expendable: Those that go.
+        best: Those that are the best by one of the signs that there are.
+        verified: The one that was found to be good.
+        blocked: Why nothing goes although something could.
+        leftovers: Files of ranks whose checkpoint is gone, and which every rank has gone past.
+    """
+
+    def __init__(
+        self, family: Family, options: Options, check: GoodCheck, removal: Removal
+    ) -> None:
+        self.family = family
+        self.expendable: list[Candidate] = []
+        self.best: list[Candidate] = []
+        self.verified: Candidate | None = None
+        self.blocked: str | None = None
+        self._options = options
+        self._check = check
+        self._removal = removal
+        self._decide()
+        self.leftovers = self._left_behind()
+
+    @property
+    def counted(self) -> list[Candidate]:
+        """The checkpoints that count: whole, and not found to be damaged."""
+        return [each for each in self.family.candidates if each.problem is None]
+
+    @property
+    def paths(self) -> list[str]:
+        """All files that go, in the order of removal."""
+        return [*(path for each in self.expendable for path in each.paths), *self.leftovers]
+
+    def _decide(self) -> None:
+        while True:
+            counted = self.counted
+            self.best = _best_of(self.family, counted, self._options)
+            steps = expendable_steps(
+                {each.step for each in counted},
+                keep=self._options.keep,
+                keep_every=self._options.keep_every,
+                protected={each.step for each in [*self.best, *filter(_is_held, counted)]},
+            )
+            expendable = [each for each in counted if each.step in steps]
+            if not expendable:
+                return
+            staying = [each for each in counted if each.step not in steps]
+            self.verified = self._newest_good(staying)
+            if self.verified is not None:
+                self.expendable = expendable
+                return
+            if len(self.counted) == len(counted):
+                newest = self._check(staying[-1])[1]
+                self.blocked = f"none of the checkpoints that would stay can be verified: {newest}"
+                return
+
+    def _newest_good(self, staying: list[Candidate]) -> Candidate | None:
+        """Return the newest that is good; a newer one that is damaged counts no more from here on."""
+        for candidate in reversed(staying):
+            status, words = self._check(candidate)
+            if status is Status.GOOD:
+                return candidate
+            if status is not Status.UNCHECKED:
+                candidate.problem = words
+                candidate.is_damaged = status is Status.DAMAGED
+                if status is Status.IO_ERROR:
+                    self._removal.errors.append((candidate.directory, words))
+                return None
+        return None
+
+    def _left_behind(self) -> list[str]:
+        if not self.counted:
+            return []
+        newest = self.counted[-1]
+        written = max((each.changed_ns for each in newest.identities if each), default=0)
+        paths = []
+        for files in self.family.orphans:
+            for name in files.rank_names() if files.step < newest.step else ():
+                path = os.path.join(newest.directory, name)
+                # A run that was started again from an early step has newer ones below.
+                if self._is_older(path, written):
+                    paths.append(path)
+        return paths
+
+    def _is_older(self, path: str, changed_ns: int) -> bool:
+        try:
+            found = identity(path)
+        except OSError as error:
+            self._removal.fail(error, path)
+            return False
+        return found is not None and found.changed_ns <= changed_ns
+
+
+def _is_held(candidate: Candidate) -> bool:
+    return candidate.held is not None
+
+
+def _best_of(family: Family, counted: list[Candidate], options: Options) -> list[Candidate]:
+    """Return the checkpoints that are the best by any of the signs that there are."""
+    best: list[Candidate | None] = []
+    if options.metric is not None:
+        best.append(best_candidate(counted, options.metric, options.mode))
+    if family.kind == "manager" and counted:
+        newest = counted[-1]
+        metric, mode = newest.best_by
+        if metric is not None:
+            # Which end is the best one, a file may leave open: then neither goes.
+            modes = ("min", "max") if mode is None else (mode,)
+            best += [best_candidate(counted, metric, each) for each in modes]
+        elif newest.best_metric is not None:
+            # Its file does not say of what: any number that equals it.
+            best += [each for each in counted if newest.best_metric in each.metrics.values()]
+        best += [each for path in family.best_names for each in _named_best(path, counted)]
+    return [each for each in best if each is not None]
+
+
+def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:
+    """Return the checkpoints that a second name, or a copy, is of."""
+    try:
+        linked = [each for each in counted if identity(path) in each.identities]
+        if linked:
+            return linked
+        root = read_root(path)
+    except (CheckpointError, OSError):
+        # It is damaged or gone, and says nothing; it is not touched either.
+        return []
+    step, epoch = root.get("global_step"), root.get("epoch")
+    same = [each for each in counted if each.step == step]
+    return [each for each in same if each.epoch == epoch] or same

@@ -1,0 +1,63 @@
+"""The files of a CheckpointManager's directory: which checkpoints there are, by name. Imports no torch.
+
+`checkpoint_epoch0003_step00001200.pt`, beside it the random numbers of the other ranks in
+`checkpoint_epoch0003_step00001200_rank1.pt`, and `best_model.pt`, a second name of the best one (or a copy).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from .checkpoint_names import BEST_NAME, parse_checkpoint_name
+
+
+@dataclass
+class ManagerFiles:
+    """Names of the files of one checkpoint that are there.
+
+    Attributes:
+        step: The step in the name.
+        epoch: The epoch in the name.
+        name: The checkpoint; None where only files of ranks are left.
+        ranks: The files of the other ranks, by rank.
+    """
+
+    step: int
+    epoch: int
+    name: str | None = None
+    ranks: dict[int, str] = field(default_factory=dict)
+
+    def rank_names(self) -> list[str]:
+        """Names of the other ranks' files, by rank."""
+        return [self.ranks[rank] for rank in sorted(self.ranks)]
+
+    def names(self) -> list[str]:
+        """All names, the checkpoint first."""
+        return [*([] if self.name is None else [self.name]), *self.rank_names()]
+
+
+def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
+    """List the checkpoints of one directory by step and epoch, and the name of the best, if it is there.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while listing the directory"
+        raise
+    found: dict[tuple[int, int], ManagerFiles] = {}
+    for name in names:
+        parsed = parse_checkpoint_name(name)
+        if parsed is None:
+            continue
+        key = (parsed.step, parsed.epoch)
+        files = found.setdefault(key, ManagerFiles(*key))
+        if parsed.rank == 0:
+            files.name = name
+        else:
+            files.ranks[parsed.rank] = name
+    best = BEST_NAME if BEST_NAME in names else None
+    return [found[key] for key in sorted(found)], best

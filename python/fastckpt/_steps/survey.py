@@ -1,0 +1,249 @@
+"""Find the checkpoint files under a path: which steps there are, and which other files.
+
+File names are nanochat's: `model_000100.pt`, `meta_000100.json`, `optim_000100_rank0.pt`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+
+from fastckpt._verify.report import Role
+
+# Six digits, more from a million on; a name with other zeros is none that a loader would open.
+_STEP = r"(?P<step>[0-9]{6}|[1-9][0-9]{6,17})"
+_MODEL = re.compile(rf"model_{_STEP}\.pt")
+_META = re.compile(rf"meta_{_STEP}\.json")
+_MANIFEST = re.compile(rf"manifest_{_STEP}\.json")
+_SHARD = re.compile(rf"optim_{_STEP}_rank(?P<rank>0|[1-9][0-9]{{0,17}})\.pt")
+# The second name of a file that a save has replaced: the save that wrote it, and what it was called.
+_KEPT = re.compile(r"\.fastckpt-(?P<save_id>[0-9]{14})-(?P<name>.+)\.kept")
+_TEMPORARY = re.compile(r"\.fastckpt-.*\.tmp")
+# Names under which torch.save's files are found: torch's own documentation, Lightning.
+_ARCHIVE_SUFFIXES = (".pt", ".pth", ".ckpt")
+# Missing ranks that are named one by one; a gap may be as large as a rank can be.
+_NAMED_GAPS = 8
+
+
+@dataclass(frozen=True)
+class StepName:
+    """What a file name of nanochat's says, or that of the manifest beside them."""
+
+    role: Role
+    step: int
+    rank: int | None = None
+
+    def __str__(self) -> str:
+        if self.role == "optimizer":
+            return f"optim_{self.step:06d}_rank{self.rank}.pt"
+        return f"{self.role}_{self.step:06d}.{'pt' if self.role == 'model' else 'json'}"
+
+
+def parse_name(name: str) -> StepName | None:
+    """Return what a file name says, None if it is none of a step's."""
+    if match := _MODEL.fullmatch(name):
+        return StepName("model", int(match["step"]))
+    if match := _META.fullmatch(name):
+        return StepName("meta", int(match["step"]))
+    if match := _MANIFEST.fullmatch(name):
+        return StepName("manifest", int(match["step"]))
+    if match := _SHARD.fullmatch(name):
+        return StepName("optimizer", int(match["step"]), int(match["rank"]))
+    return None
+
+
+def kept_name(save_id: int, name: str) -> str:
+    """Return the second name that a file of a step gets before it is replaced.
+
+    No pattern by which nanochat finds checkpoints matches it: it does not end in `.pt`.
+    """
+    return f".fastckpt-{save_id:014d}-{name}.kept"
+
+
+def parse_kept_name(name: str) -> tuple[int, str, StepName] | None:
+    """Return the save id, the former name, and what that says; None if the form is another."""
+    match = _KEPT.fullmatch(name)
+    named = parse_name(match["name"]) if match else None
+    return (int(match["save_id"]), match["name"], named) if match and named else None
+
+
+@dataclass
+class StepFiles:
+    """Names of the files of one step that are there."""
+
+    step: int
+    model: str | None = None
+    meta: str | None = None
+    manifest: str | None = None
+    #: By rank.
+    shards: dict[int, str] = field(default_factory=dict)
+    #: Second names of files that later saves of the step have replaced, by save id.
+    kept: dict[int, StepFiles] = field(default_factory=dict)
+
+    def add(self, name: str, named: StepName) -> None:
+        """Add one file."""
+        if named.role == "model":
+            self.model = name
+        elif named.role == "meta":
+            self.meta = name
+        elif named.role == "manifest":
+            self.manifest = name
+        elif named.rank is not None:
+            self.shards[named.rank] = name
+
+    def add_kept(self, name: str, save_id: int, named: StepName) -> None:
+        """Add the second name of one file."""
+        self.kept.setdefault(save_id, StepFiles(self.step)).add(name, named)
+
+    def names(self) -> list[str]:
+        """Names in the order model, meta, manifest, shards by rank; those of kept files left out."""
+        first = [name for name in (self.model, self.meta, self.manifest) if name is not None]
+        return first + [self.shards[rank] for rank in sorted(self.shards)]
+
+    def kept_names(self) -> list[str]:
+        """Second names of all kept files."""
+        return [name for save_id in sorted(self.kept) for name in self.kept[save_id].names()]
+
+    def missing(self, shards: int | None = None) -> tuple[str, ...]:
+        """Names of the files without which the step is incomplete.
+
+        Every step has a model and its meta. With `shards` None, the names are all that is known:
+        no shards at all is complete then (nanochat's RL run saves none), a gap in the ranks is not.
+        """
+        names = []
+        if self.model is None:
+            names.append(str(StepName("model", self.step)))
+        if self.meta is None:
+            names.append(str(StepName("meta", self.step)))
+        if shards is None:
+            shards = max(self.shards, default=-1) + 1
+        absent, more = absent_ranks(self.shards, shards)
+        names += [str(StepName("optimizer", self.step, rank)) for rank in absent]
+        if more:
+            names.append(f"optim_{self.step:06d}_rank*.pt of {more} more ranks")
+        return tuple(names)
+
+
+def absent_ranks(ranks: Collection[int], end: int) -> tuple[list[int], int]:
+    """Return which ranks below `end` are not among these: the first few, and how many more."""
+    there = sorted(rank for rank in ranks if rank < end)
+    absent: list[int] = []
+    expected = 0
+    for rank in (*there, end):
+        absent += range(expected, min(rank, expected + _NAMED_GAPS - len(absent)))
+        expected = rank + 1
+    return absent, end - len(there) - len(absent)
+
+
+@dataclass
+class Directory:
+    """What one directory holds, names sorted."""
+
+    path: str
+    steps: list[StepFiles]
+    #: Archives whose names are not nanochat's.
+    others: list[str]
+    #: Temporary files of saves, running or interrupted.
+    leftovers: list[str]
+    subdirectories: list[str]
+
+
+def survey_steps(path: str) -> dict[int, StepFiles]:
+    """List the steps of one directory, by step.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    steps: dict[int, StepFiles] = {}
+    for name in _list(path):
+        _add_to_steps(steps, name)
+    return steps
+
+
+def survey_directory(path: str) -> Directory:
+    """List one directory.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    found = Directory(path, [], [], [], [])
+    steps: dict[int, StepFiles] = {}
+    for name in _list(path):
+        if _add_to_steps(steps, name):
+            continue
+        if _TEMPORARY.fullmatch(name):
+            found.leftovers.append(name)
+        elif name.startswith("."):
+            continue
+        elif os.path.isdir(os.path.join(path, name)):
+            # Before the suffix: Lightning's sharded checkpoints are directories named *.ckpt.
+            found.subdirectories.append(name)
+        elif name.endswith(_ARCHIVE_SUFFIXES) and not _is_path_configuration(path, name):
+            found.others.append(name)
+    found.steps = [steps[step] for step in sorted(steps)]
+    return found
+
+
+def _list(path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(path))
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while listing the directory"
+        raise
+
+
+def _add_to_steps(steps: dict[int, StepFiles], name: str) -> bool:
+    named = parse_name(name)
+    if named is not None:
+        steps.setdefault(named.step, StepFiles(named.step)).add(name, named)
+        return True
+    kept = parse_kept_name(name)
+    if kept is not None:
+        save_id, _, named = kept
+        steps.setdefault(named.step, StepFiles(named.step)).add_kept(name, save_id, named)
+    return kept is not None
+
+
+def _is_path_configuration(path: str, name: str) -> bool:
+    # Python's own *.pth files lie in site-packages only.
+    return name.endswith(".pth") and os.path.basename(path) in {"site-packages", "dist-packages"}
+
+
+def walk_directories(
+    root: str, visited: set[tuple[int, int]]
+) -> Iterator[Directory | OSError | None]:
+    """Survey a directory and those below it, hidden ones left out; None for those in `visited`.
+
+    Symbolic links to directories are followed: a run often lies on another disk. A directory that
+    cannot be listed is yielded as its error, and the others are visited nonetheless.
+    """
+    pending = [root]
+    while pending:
+        path = pending.pop()
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in visited:
+                yield None
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            directory = survey_directory(path)
+        except OSError as error:
+            yield error
+            continue
+        yield directory
+        pending += [os.path.join(path, name) for name in reversed(directory.subdirectories)]
+
+
+def kind_of(mode: int) -> str:
+    """Name what lies at a path, for a message about a file that is none."""
+    kinds = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISBLK, "a block device"),
+        (stat.S_ISCHR, "a character device"),
+    )
+    return next((words for test, words in kinds if test(mode)), "not a regular file")

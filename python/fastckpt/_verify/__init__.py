@@ -1,0 +1,1 @@
+"""`fastckpt.verify`: every byte of every file compared. Imports no torch."""
