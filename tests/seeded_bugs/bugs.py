@@ -238,9 +238,9 @@ BUGS = (
     ),
     Bug(
         "checkpoint-not-read-back",
-        f"{_TRAINING}/manager.py",
-        "            if proves:\n",
-        "            if False:\n",
+        f"{_TRAINING}/writing.py",
+        "        if proves:\n",
+        "        if False:\n",
         (_manager("test_what_the_disk_does_not_return_is_not_published"),),
     ),
     Bug(
@@ -252,9 +252,9 @@ BUGS = (
     ),
     Bug(
         "disk-error-taken-for-damage",
-        f"{_TRAINING}/manager.py",
-        "            except (CheckpointError, FileNotFoundError) as error:\n",
-        "            except (CheckpointError, OSError) as error:\n",
+        f"{_TRAINING}/newest.py",
+        "        except (CheckpointError, FileNotFoundError) as error:\n",
+        "        except (CheckpointError, OSError) as error:\n",
         (_manager("test_an_error_of_the_disk_is_raised_and_not_got_around"),),
     ),
     Bug(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -164,17 +163,3 @@ def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) 
 
 def _floats(metrics: dict[Any, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if type(value) is float}
-
-
-def read_history(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Return the history of metrics that the newest of these checkpoints holds."""
-    newest = max(entries, key=lambda entry: entry.name, default=None)
-    if newest is None:
-        return []
-    history = read_outline(newest.path).root.get("metrics_history")
-    return plain_history(history)
-
-
-def plain_history(history: Any) -> list[dict[str, Any]]:
-    """Return the entries of a history that was read, a new list."""
-    return [dict(one) for one in history or () if isinstance(one, dict)]

@@ -12,25 +12,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastckpt import _native
-from fastckpt._archive.pickling import Pickled, pickle_object
-from fastckpt._archive.save import nbytes_of, write_into
+from fastckpt._archive.pickling import pickle_object
 from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
-from fastckpt.errors import CheckpointError, FormatError
 from fastckpt.nanochat.save_id import SaveIdentity, begin_save
 
 from . import rotation
 from .best import name_best
 from .config import CheckpointConfig
 from .contents import Parts, check_contents, read_contents
-from .directory import CheckpointDirectory, Entry, plain_history, read_history
+from .directory import CheckpointDirectory, Entry
+from .history import plain_history, read_history, with_entry
 from .log import logger
 from .metrics import is_better, metric_of, plain_metrics
-from .preemption import Preemption
+from .newest import read_newest
+from .preemption import Preemption, agree
 from .ranks import any_rank, rank_and_world_size
 from .restoring import Resumed, restore
-from .rng import Generator, capture_rng, check_generators
+from .rng import Generator, check_generators
 from .triggers import Triggers
+from .writing import write_archive
 
 _Path = str | os.PathLike[str]
 
@@ -129,7 +129,8 @@ class CheckpointManager:
             due = not self.config.save_best_only or self._improves(values)
         if self._triggers.need_agreement:
             due = any_rank(due)
-        return self._is_preempted() or due
+        is_asked = self._preemption is not None and agree(self._preemption)
+        return is_asked or due
 
     def save(
         self,
@@ -176,15 +177,15 @@ class CheckpointManager:
         preempted = self._preemption is not None and self._preemption.requested
         self._check_metric(values, is_needed=not preempted)
         improves = self._improves(values)
-        history = self._history_with(name, values)
+        history = with_entry(self._history, name, values)
         if self.config.save_best_only and not improves and not preempted:
             self._history = history
             return None
+        best = self._metric(values) if improves else self._best_metric
         rank, world_size = rank_and_world_size()
         identity = begin_save(
             self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
         )
-        best = self._metric(values) if improves else self._best_metric
         if rank == 0:
             contents = {
                 "epoch": name.epoch,
@@ -202,10 +203,7 @@ class CheckpointManager:
         elif self.config.save_rng_state:
             self._save_rng(replace(name, rank=rank), identity, world_size)
         # From here on the checkpoint is there, whatever becomes of the rest.
-        self._history, self._best_metric = history, best
-        self._triggers.saved()
-        if preempted and self._preemption is not None:
-            self._preemption.is_saved = True
+        self._note_saved(history, best, preempted=preempted)
         if rank == 0:
             self._tidy(name)
         return Path(self._directory.path_of(name))
@@ -239,7 +237,7 @@ class CheckpointManager:
             RuntimeError, ValueError, KeyError: A state does not fit its object.
         """
         if checkpoint_path is None:
-            path, contents = self._read_newest()
+            path, contents = read_newest(self._directory)
         else:
             path = os.fsdecode(checkpoint_path)
             contents = read_contents(path)
@@ -328,16 +326,6 @@ class CheckpointManager:
             raise RuntimeError("preemption() is entered already: once, around the training loop")
         self._preemption = preemption
 
-    def _is_preempted(self) -> bool:
-        """Whether any rank has got the signal; a collective where there are several."""
-        preemption = self._preemption
-        if preemption is None or preemption.is_saved:
-            return False
-        if not preemption.requested and any_rank(preemption.received is not None):
-            preemption.requested = True
-            logger.warning("Asked to end (signal %s): saving after this step", preemption.received)
-        return preemption.requested
-
     def _metric(self, values: Mapping[str, float]) -> float | None:
         return None if self.config.metric_name is None else values.get(self.config.metric_name)
 
@@ -351,21 +339,12 @@ class CheckpointManager:
     def _best_entry(self) -> Entry | None:
         return self._directory.best(self.config.metric_name, self.config.metric_mode)
 
-    def _history_with(
-        self, name: CheckpointName, values: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
-        """Return the history with one more entry; a step that is saved again has one."""
-        own = {"epoch": name.epoch, "step": name.step}
-        others = [one for one in self._history if {**one, **own} != one]
-        return [*others, {**own, **values}]
-
     def _capture(self, world_size: int) -> dict[str, Any]:
-        states = self._parts.capture(
-            save_optimizer=self.config.save_optimizer, save_rng_state=self.config.save_rng_state
+        return self._parts.capture(
+            save_optimizer=self.config.save_optimizer,
+            save_rng_state=self.config.save_rng_state,
+            world_size=world_size,
         )
-        if states["rng_states"] is not None:
-            states["rng_states"]["world_size"] = world_size
-        return states
 
     def _save_checkpoint(
         self,
@@ -381,8 +360,27 @@ class CheckpointManager:
         directory = self._directory
         directory.refresh()
         self._warn_of_later(name)
-        self._write(name, pickled, identity, proves=self._needs_proof(name, improves=improves))
+        proves = self._needs_proof(name, improves=improves)
+        write_archive(directory, name, pickled, identity, proves=proves)
         directory.add(name, contents["metrics"], contents["timestamp"])
+
+    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
+        contents = {
+            "epoch": name.epoch,
+            "global_step": name.step,
+            "rank": name.rank,
+            "rng_states": self._parts.capture_rng(world_size),
+        }
+        check_contents(contents)
+        write_archive(self._directory, name, pickle_object(contents), identity, proves=False)
+
+    def _note_saved(
+        self, history: list[dict[str, Any]], best: float | None, *, preempted: bool
+    ) -> None:
+        self._history, self._best_metric = history, best
+        self._triggers.saved()
+        if preempted and self._preemption is not None:
+            self._preemption.is_saved = True
 
     def _tidy(self, newest: CheckpointName) -> None:
         """Give the best its second name, then delete what may go."""
@@ -404,35 +402,6 @@ class CheckpointManager:
         names = {entry.name for entry in self._directory.entries} | {newest}
         return rotation.expendable(names, self.config, protected=protected)
 
-    def _write(
-        self,
-        name: CheckpointName,
-        pickled: Pickled,
-        identity: SaveIdentity,
-        *,
-        proves: bool,
-    ) -> None:
-        """Write an archive durably, and make it visible once it is good."""
-        path = self._directory.path_of(name)
-        with _native.Commit() as commit:
-            commit.create_directory(self._directory.path)
-            commit.require_space(self._directory.path, nbytes_of(path, pickled))
-            write_into(commit, path, pickled, shards=identity.shards, save_id=identity.save_id)
-            if proves:
-                rotation.prove_good(commit, path)
-            commit.publish([path])
-
-    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
-        states = capture_rng(self._parts.generators) | {"world_size": world_size}
-        contents = {
-            "epoch": name.epoch,
-            "global_step": name.step,
-            "rank": name.rank,
-            "rng_states": states,
-        }
-        check_contents(contents)
-        self._write(name, pickle_object(contents), identity, proves=False)
-
     def _name_best(self) -> None:
         """Let `best_model.pt` be the best checkpoint, if it is not."""
         best, named = self._best_entry(), self._directory.best_model
@@ -450,34 +419,6 @@ class CheckpointManager:
                 self._directory.path,
                 later[-1].step,
             )
-
-    def _read_newest(self) -> tuple[str, dict[str, Any]]:
-        """Read the newest good checkpoint; of damaged ones, say so."""
-        directory = self._directory
-        names = directory.checkpoint_names()
-        paths = [directory.path_of(name) for name in names]
-        best = os.path.join(directory.path, BEST_NAME)
-        if os.path.lexists(best):
-            # The last resort: it may be the only good one that is left.
-            paths.append(best)
-        for path in paths:
-            try:
-                contents = read_contents(path)
-            except (CheckpointError, FileNotFoundError) as error:
-                logger.warning("Cannot be loaded, so an older one is tried: %s", error)
-                continue
-            if path != paths[0]:
-                logger.warning("Fell back to %s: what is newer is damaged", path)
-            return path, contents
-        if not paths:
-            raise FileNotFoundError(
-                errno.ENOENT, "there is no checkpoint in this directory", directory.path
-            )
-        raise FormatError(
-            f"none of the {len(paths)} checkpoints in {directory.path} is good: the newest is "
-            f"{paths[0]}. `fastckpt verify` says what is wrong, `fastckpt repair` saves what is left",
-            path=directory.path,
-        )
 
 
 def _number(name: str, value: Any) -> int:
