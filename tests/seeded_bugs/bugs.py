@@ -42,12 +42,8 @@ def _torn_steps(name: str) -> PythonTest:
     return PythonTest(f"tests/test_nanochat_torn_steps.py::{name}")
 
 
-def _manager(name: str) -> PythonTest:
-    return PythonTest(f"tests/test_manager.py::{name}")
-
-
-def _rotation(name: str) -> PythonTest:
-    return PythonTest(f"tests/test_manager_rotation.py::{name}")
+def _manager(part: str, name: str) -> PythonTest:
+    return PythonTest(f"tests/test_manager_{part}.py::{name}")
 
 
 _POWER_CUTS = _power("a_promised_save_or_a_newer_one_is_whole_after_every_power_cut")
@@ -234,28 +230,28 @@ BUGS = (
         f"{_TRAINING}/manager.py",
         "        protected = {newest} if best is None else {newest, best.name}\n",
         "        protected = {newest}\n",
-        (_rotation("test_the_newest_by_step_and_the_best_stay"),),
+        (_manager("rotation", "test_the_newest_by_step_and_the_best_stay"),),
     ),
     Bug(
         "checkpoint-not-read-back",
         f"{_TRAINING}/writing.py",
         "        if proves:\n",
         "        if False:\n",
-        (_manager("test_what_the_disk_does_not_return_is_not_published"),),
+        (_manager("proof", "test_what_the_disk_does_not_return_is_not_published"),),
     ),
     Bug(
         "nan-is-the-best",
         f"{_TRAINING}/metrics.py",
         "    if value is None or math.isnan(value):\n",
         "    if value is None:\n",
-        (_manager("test_nan_is_never_the_best"),),
+        (_manager("best", "test_nan_is_never_the_best"),),
     ),
     Bug(
         "disk-error-taken-for-damage",
         f"{_TRAINING}/newest.py",
         "        except (CheckpointError, FileNotFoundError) as error:\n",
         "        except (CheckpointError, OSError) as error:\n",
-        (_manager("test_an_error_of_the_disk_is_raised_and_not_got_around"),),
+        (_manager("load", "test_an_error_of_the_disk_is_raised_and_not_got_around"),),
     ),
     Bug(
         "scheduler-not-restored",
