@@ -25,7 +25,7 @@ from fastckpt import FileContents
 from fastckpt._contents.safetensors_header import HEADER_NBYTES_MAX, read_safetensors_header
 from fastckpt._inspect.names import FileName, name_of_file
 from fastckpt._inspect.report import TensorRow, Total, UncoveredFormatError
-from fastckpt._inspect.runs import CheckpointRow, DirectoryContents, State
+from fastckpt._inspect.run_report import CheckpointRow, DirectoryContents, State
 from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_output import file_document, file_lines
 from fastckpt.errors import CheckpointError, ChecksumError, FormatError
