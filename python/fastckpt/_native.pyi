@@ -147,6 +147,8 @@ class Graph:
         """The first thing that only torch's own unpickler can build, or None."""
     @property
     def storages(self) -> list[StorageInfo]: ...
+    def dtypes(self) -> list[str]:
+        """Names of all torch.dtypes in the object, of its tensors and bare ones; each once."""
     def tensor_names(self) -> list[tuple[str, str]]:
         """(storage key, name) of each tensor, e.g. ("17", "transformer.h.3.mlp.c_fc.weight")."""
     def places(self, keys: set[str]) -> list[tuple[str, str, bool]]:

@@ -19,6 +19,7 @@ from fastckpt.errors import CheckpointError, FormatError
 from .contents import Parts, read_contents
 from .history import plain_history
 from .log import logger
+from .model_state import load_model_state
 from .ranks import rank_and_world_size
 from .rng import Generator, check_generators, restore_rng
 
@@ -103,7 +104,7 @@ def restore(
     """Put what a checkpoint holds into the parts of a run; for results see `resume_training`."""
     report = _Report()
     rng = _rng_of_rank(contents, path, report) if load_rng_state else None
-    parts.model.load_state_dict(contents["model_state_dict"])
+    load_model_state(parts.model, contents["model_state_dict"])
     report.restored.append("model")
     if load_optimizer:
         _restore_optimization(contents, parts, report)

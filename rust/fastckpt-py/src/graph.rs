@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use fastckpt_format::pickle::{Graph, StorageId, StorageRef};
+use fastckpt_format::pickle::{Dtype, Graph, StorageId, StorageRef};
 use pyo3::prelude::*;
 use pyo3::types::PyList;
 
@@ -27,6 +27,10 @@ impl PyGraph {
             .cloned()
             .map(PyStorageInfo)
             .collect()
+    }
+
+    fn dtypes(&self) -> Vec<&'static str> {
+        self.0.dtypes().into_iter().map(Dtype::name).collect()
     }
 
     fn tensor_names(&self) -> Vec<(String, String)> {
@@ -91,7 +95,7 @@ impl PyStorageInfo {
 
     #[getter]
     fn dtype(&self) -> Option<&'static str> {
-        self.0.dtype.map(fastckpt_format::pickle::Dtype::name)
+        self.0.dtype.map(Dtype::name)
     }
 
     #[getter]

@@ -3,7 +3,7 @@
 macro_rules! dtypes {
     ($($variant:ident $name:literal $itemsize:literal $storage:expr;)*) => {
         /// An element type, named as torch names it.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum Dtype {
             $(#[doc = concat!("`torch.", $name, "`")] $variant,)*

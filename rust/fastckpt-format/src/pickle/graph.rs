@@ -1,5 +1,6 @@
 //! What a pickle describes: one node for each Python object, in the order of their creation.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use super::decode::Decoded;
@@ -277,6 +278,18 @@ impl Graph {
     #[must_use]
     pub fn reachable(&self) -> &[NodeId] {
         &self.reachable
+    }
+
+    /// The dtypes of the tensors, and those that stand there themselves. A torch may be too old for one.
+    #[must_use]
+    pub fn dtypes(&self) -> BTreeSet<Dtype> {
+        let reachable = self.reachable.iter().map(|&id| self.node(id));
+        let dtypes = reachable.filter_map(|node| match node {
+            Node::Tensor(tensor) => Some(tensor.dtype),
+            Node::Dtype(dtype) => Some(*dtype),
+            _ => None,
+        });
+        dtypes.collect()
     }
 
     /// The storages, in order of first appearance.
