@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.command_runs import damaged, good, incomplete, not_found, unchecked
+from tests.files_by_verdict import damaged, good, incomplete, not_found, unchecked
 
 import fastckpt._verify.verify
 from fastckpt import _native

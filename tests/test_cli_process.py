@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.command_runs import COMMAND, damaged, good
+from tests.files_by_verdict import damaged, good
 
 from fastckpt._verify.report import FileReport, Status, VerifyReport
 from fastckpt.cli.app import run
 from fastckpt.cli.verify_output import report_lines
+
+COMMAND = (sys.executable, "-m", "fastckpt")
 
 
 def command(

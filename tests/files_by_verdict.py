@@ -1,13 +1,10 @@
-"""What the command is given, with what comes of it."""
+"""Files and directories of which the verdict is known."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
-
-COMMAND = (sys.executable, "-m", "fastckpt")
 
 
 def write_step(directory: Path, step: int) -> None:
