@@ -176,7 +176,7 @@ BUGS = (
     ),
     Bug(
         "save-ids-not-compared",
-        "python/fastckpt/_steps/saves.py",
+        "python/fastckpt/_steps/opened.py",
         "        if name is not None and self.part(name).save_id == save_id:\n",
         "        if name is not None:\n",
         (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
