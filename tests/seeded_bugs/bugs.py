@@ -244,7 +244,7 @@ BUGS = (
         f"{_TRAINING}/metrics.py",
         "    if value is None or math.isnan(value):\n",
         "    if value is None:\n",
-        (_manager("best", "test_nan_is_never_the_best"),),
+        (_manager("best_model", "test_nan_is_never_the_best"),),
     ),
     Bug(
         "disk-error-taken-for-damage",
