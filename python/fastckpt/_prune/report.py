@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fastckpt._steps.checkpoint_names import step_name
+
 
 class Fate(str, enum.Enum):
     """What becomes of a checkpoint."""
@@ -59,9 +61,7 @@ class PrunedCheckpoint:
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return (
-            f"step {self.step}" if self.epoch is None else f"epoch {self.epoch}, step {self.step}"
-        )
+        return step_name(self.step, self.epoch)
 
 
 @dataclass(frozen=True)

@@ -33,10 +33,10 @@ def gc(
 ) -> Task:
     """Remove what interrupted saves have left behind.
 
-    That is: temporary files of saves whose process has died, and files that a newer save has
-    replaced and that were kept until it was whole. Steps that are not whole although a later one is
-    are listed, and removed with --incomplete. A whole step is never touched. Saves may be running
-    meanwhile, on this machine.
+    That is: temporary files of saves and hidden directories of exports whose process has died, and
+    files that a newer save has replaced and that were kept until it was whole. Steps that are not
+    whole although a later one is, and files of ranks whose checkpoint is gone, are listed, and removed
+    with --incomplete. A whole step is never touched. Saves may be running meanwhile, on this machine.
     """
     return partial(_gc, directories, dry_run=dry_run, incomplete=incomplete, as_json=json)
 
