@@ -387,7 +387,7 @@ class CheckpointManager:
     def _tidy(self, newest: CheckpointName) -> None:
         """Give the best its second name, then delete what may go."""
         self._name_best()
-        rotation.remove(self._directory, self._expendable(newest))
+        rotation.remove(self._directory, self._expendable(newest), saved=newest)
 
     def _needs_proof(self, name: CheckpointName, *, improves: bool) -> bool:
         """Whether anything is deleted or replaced on account of this save."""

@@ -88,20 +88,25 @@ def _drop_from_page_cache(path: str) -> None:
             os.close(fd)
 
 
-def remove(directory: CheckpointDirectory, names: Sequence[CheckpointName]) -> None:
+def remove(
+    directory: CheckpointDirectory, names: Sequence[CheckpointName], *, saved: CheckpointName
+) -> None:
     """Delete checkpoints, then the files of other ranks that belong to none any more.
 
-    At least one checkpoint has to be there: the one that was just saved. What cannot be deleted is
-    warned of, and tried again by the next save. A crash in between leaves files of ranks whose
-    checkpoint is gone, which the next rotation removes.
+    What cannot be deleted is warned of, and tried again by the next save. A crash in between leaves
+    files of ranks whose checkpoint is gone, which the next rotation removes.
+
+    Args:
+        directory: Where they are.
+        names: The checkpoints.
+        saved: The checkpoint that was just saved. Beyond it another rank may only be ahead, even where
+            checkpoints of later steps are left from another run.
     """
     removed = {name for name in names if _unlink(directory.path, str(name))}
-    newest = max(entry.name for entry in directory.entries)
-    # Beyond the newest, another rank may only be ahead.
     orphans = [
         file_name
         for name, file_names in sorted(directory.rank_files.items())
-        if name in removed or (name < newest and not os.path.lexists(directory.path_of(name)))
+        if name in removed or (name < saved and not os.path.lexists(directory.path_of(name)))
         for file_name in file_names
     ]
     if not orphans:
