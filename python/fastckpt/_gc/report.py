@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from fastckpt._steps.checkpoint_names import step_name
+from fastckpt._verdict import Judged
 
 
 class GarbageKind(str, enum.Enum):
@@ -90,7 +91,7 @@ class UnfinishedStep:
 
 
 @dataclass(frozen=True)
-class GcReport:
+class GcReport(Judged):
     """What `fastckpt.collect_garbage` found and removed.
 
     Attributes:
@@ -118,17 +119,7 @@ class GcReport:
 
     @property
     def status(self) -> str:
-        """The verdict: "good", "not_found" or "io_error"."""
+        """The verdict: "good" if all was listed, and all that was to be removed is gone; "not_found", "io_error"."""
         if self.errors:
             return "io_error"
         return "not_found" if self.not_found else "good"
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt gc` for this report; the same numbers as those of verify."""
-        return {"good": 0, "not_found": 4, "io_error": 6}[self.status]
-
-    @property
-    def ok(self) -> bool:
-        """Whether all was listed, and all that was to be removed is gone."""
-        return self.exit_code == 0
