@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import filecmp
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -22,6 +21,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.command_line import run_json
 from tests.faults.disks import memory_disk, need_memory_disks
 from tests.faults.disks import run as run_program
 
@@ -622,9 +622,7 @@ def test_the_hint_names_what_verify_takes(
 
 
 def test_json(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["copy", f"{runs}@2", "--to", str(to), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("copy", "good", True)
+    document = run_json(capsys, "copy", f"{runs}@2", "--to", str(to), status="good")
     (checkpoint,) = document["report"]["checkpoints"]
     assert (checkpoint["step"], checkpoint["outcome"]) == (2, "copied")
     assert [os.path.basename(file["path"]) for file in checkpoint["files"]][-1] == "model_000002.pt"
@@ -667,11 +665,7 @@ def test_other_exit_codes(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(["copy", *arguments]) == code
-    capsys.readouterr()
-    assert run(["copy", *arguments, "--json"]) == code
-    document = json.loads(capsys.readouterr().out)
-    found = (document["command"], document["exit_code"], document["status"])
-    assert found == ("copy", code, status)
+    run_json(capsys, "copy", *arguments, status=status, code=code)
 
 
 def test_a_name_with_an_at_sign_is_taken_as_it_is(tmp_path: Path, to: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.command_line import run_json
 from tests.faults.children import exit_code, in_child
 from tests.manager_runs import Weights, manager_of
 
@@ -583,8 +583,7 @@ def test_what_ranks_saved_of_a_checkpoint_that_is_gone_goes_only_when_told_to(
     assert collect_garbage(orphaned, incomplete=True, dry_run=True).freed_nbytes == nbytes
     assert names(orphaned) == before
 
-    assert run(["gc", "--incomplete", "--json", str(orphaned)]) == 0
-    report = json.loads(capsys.readouterr().out)["report"]
+    report = run_json(capsys, "gc", "--incomplete", str(orphaned), status="good")["report"]
     (file,), (step,) = report["files"], report["steps"]
     assert file == {
         "path": str(left),
@@ -733,10 +732,7 @@ def test_text(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_document(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["gc", "--json", "--incomplete", str(abandoned)]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("gc", "good", True)
-    report = document["report"]
+    report = run_json(capsys, "gc", "--incomplete", str(abandoned), status="good")["report"]
     assert report["freed_nbytes"] == sum(file["nbytes"] for file in report["files"])
     assert report["files"][0]["path"] == str(abandoned / "model_000002.pt")
     assert {file["kind"] for file in report["files"]} == {"incomplete"}

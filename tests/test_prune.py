@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
-import json
 import math
 import os
 import random
@@ -23,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.command_line import run_json
 
 import fastckpt
 from fastckpt import prune
@@ -676,10 +676,7 @@ def test_text(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["prune", str(runs), "--keep", "5", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("prune", "good", True)
-    report = document["report"]
+    report = run_json(capsys, "prune", str(runs), "--keep", "5", status="good")["report"]
     assert [each["fate"] for each in report["checkpoints"]] == ["removed", *["kept"] * 5]
     first = report["checkpoints"][0]
     assert (first["step"], first["epoch"], len(first["files"])) == (100, None, 5)
@@ -730,9 +727,7 @@ def test_other_exit_codes(
     monkeypatch.chdir(tmp_path)
     assert run(["prune", *arguments]) == code
     assert capsys.readouterr().out.startswith(words)
-    assert run(["prune", *arguments, "--json"]) == code
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["exit_code"]) == ("prune", code)
+    run_json(capsys, "prune", *arguments, status={2: "usage", 4: "not_found"}[code], code=code)
 
 
 def test_it_needs_no_torch(runs: Path) -> None:
