@@ -7,6 +7,7 @@ from fastckpt._verdict import EXIT_CODES
 
 DAMAGED = EXIT_CODES["damaged"]
 USAGE = 2
+INCOMPLETE = EXIT_CODES["incomplete"]
 NOT_FOUND = EXIT_CODES["not_found"]
 # What cannot be looked into, as `verify --strict` has it for what cannot be checked.
 UNCOVERED = EXIT_CODES["unchecked"]
