@@ -133,6 +133,14 @@ def test_what_the_library_refuses_is_refused_in_one_line(
     of_commands(path, is_read=False)
 
 
+@pytest.mark.parametrize("shape", [[0, 2**62, 7], [0, 7, 2**31, 2**31], [2**63 - 1, 0]])
+def test_lengths_beyond_torchs_numbers_are_no_bug_of_ours(shape: list[int], tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(file_of(json.dumps({"a": _entry(shape, 0)}).encode("ascii"), b""))
+    assert read_safetensors_header(str(path)).tensors[0].shape == tuple(shape)
+    of_commands(path, is_read=True)
+
+
 @pytest.mark.parametrize("length", [100_000_000 - 8, HEADER_NBYTES_MAX + 1, 2**64 - 1])
 def test_a_claimed_header_is_not_read(length: int, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
