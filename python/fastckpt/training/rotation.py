@@ -51,20 +51,13 @@ def prove_good(commit: _native.Commit, path: str) -> None:
         ChecksumError: The disk does not return what was written.
         OSError: It cannot be read.
     """
-    temporary = commit.temporary_path(path)
-    try:
-        _drop_from_page_cache(temporary)
-        report = _native.verify_file(temporary)
-    except OSError as error:
-        error.strerror = f"{error.strerror}, while reading back what was written"
-        error.filename = path
-        raise
-    if not report.damages:
+    damages = _read_back(commit.temporary_path(path), path)
+    if not damages:
         return
-    damage = report.damages[0]
+    damage = damages[0]
     raise ChecksumError(
         f"{path} was not saved: read back from the disk, it is not what was written "
-        f"({damage.detail}, at byte {damage.offset}; {len(report.damages)} in all). The checkpoints "
+        f"({damage.detail}, at byte {damage.offset}; {len(damages)} in all). The checkpoints "
         "that were there before are untouched. Look at the disk (dmesg, smartctl), or save to another",
         path=path,
         record=damage.record,
@@ -74,6 +67,27 @@ def prove_good(commit: _native.Commit, path: str) -> None:
         expected=damage.expected,
         found=damage.found,
     )
+
+
+def find_damage(path: str) -> str | None:
+    """Read a checkpoint back from the disk; return what is wrong with it in words, None if it is good.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    damages = _read_back(path, path)
+    return f"{damages[0].detail}, at byte {damages[0].offset}" if damages else None
+
+
+def _read_back(file: str, path: str) -> Sequence[_native.Damage]:
+    """Read a durable file from the disk and compare every byte; `path` is its name in messages."""
+    try:
+        _drop_from_page_cache(file)
+        return _native.verify_file(file).damages
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while reading back what was written"
+        error.filename = path
+        raise
 
 
 def _drop_from_page_cache(path: str) -> None:
