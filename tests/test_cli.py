@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.command_line import run_json
 from tests.files_by_verdict import damaged, good, incomplete, not_found, unchecked
 
 import fastckpt._verify.verify
@@ -34,19 +35,14 @@ def test_exit_codes_and_documents(
     path = str(make(tmp_path))
     assert run(["verify", path]) == code
     text = capsys.readouterr().out
-    assert run(["verify", "--json", path]) == code
-    document = json.loads(capsys.readouterr().out)
     assert text.splitlines()
-    assert document["schema_version"] == 1
-    assert document["command"] == "verify"
-    assert (document["status"], document["exit_code"], document["ok"]) == (status, code, code == 0)
+    document = run_json(capsys, "verify", path, status=status, code=code)
     assert document["error"] is None
 
 
 def test_strict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["verify", "--strict", "--json", str(unchecked(tmp_path))]) == 5
-    document = json.loads(capsys.readouterr().out)
-    assert (document["status"], document["exit_code"], document["ok"]) == ("unchecked", 5, False)
+    path = str(unchecked(tmp_path))
+    run_json(capsys, "verify", "--strict", path, status="unchecked", code=5)
 
 
 def test_io_error(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from tests.command_line import run_json
 from tests.copied_runs import CHILD, flip, make_runs, of_step, save_step, sums, whole
 
 from fastckpt import copy_checkpoint
@@ -67,9 +67,7 @@ def test_the_hint_names_what_verify_takes(
 
 
 def test_json(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["copy", f"{runs}@2", "--to", str(to), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("copy", "good", True)
+    document = run_json(capsys, "copy", f"{runs}@2", "--to", str(to), status="good")
     (checkpoint,) = document["report"]["checkpoints"]
     assert (checkpoint["step"], checkpoint["outcome"]) == (2, "copied")
     assert [os.path.basename(file["path"]) for file in checkpoint["files"]][-1] == "model_000002.pt"
@@ -112,11 +110,7 @@ def test_other_exit_codes(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(["copy", *arguments]) == code
-    capsys.readouterr()
-    assert run(["copy", *arguments, "--json"]) == code
-    document = json.loads(capsys.readouterr().out)
-    found = (document["command"], document["exit_code"], document["status"])
-    assert found == ("copy", code, status)
+    run_json(capsys, "copy", *arguments, status=status, code=code)
 
 
 def test_a_name_with_an_at_sign_is_taken_as_it_is(tmp_path: Path, to: Path) -> None:

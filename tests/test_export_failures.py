@@ -128,7 +128,7 @@ def test_the_stage_of_an_export_that_runs_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_another_machine_is_left_alone(tmp_path: Path) -> None:
-    other = tmp_path / ".fastckpt-export-00000000-abc"
+    other = tmp_path / ".fastckpt-export-00000000-abcdefgh"
     other.mkdir()
     with publishing.staging(str(tmp_path)):
         pass

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 from tests.manager_runs import Weights, first_name, manager_of, names, save_all, steps_in
 
-from fastckpt.training import manager as manager_module
+from fastckpt.training import best as best_module
 
 
 def test_the_best_is_a_second_name_of_the_same_file(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_after_an_error_the_same_manager_saves_on(tmp_path: Path) -> None:
     manager = manager_of(tmp_path, save_total_limit=1)
     save_all(manager, {10: 1.0})
     error = OSError(errno.EIO, "Input/output error", "x")
-    with mock.patch.object(manager_module, "name_best", side_effect=error), pytest.raises(OSError):
+    with mock.patch.object(best_module, "name_best", side_effect=error), pytest.raises(OSError):
         save_all(manager, {20: 0.5})
     # The checkpoint is there, the name of the best is not given, and nothing is deleted.
     assert steps_in(tmp_path) == [10, 20]

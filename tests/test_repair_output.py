@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from tests import archives
+from tests.command_line import run_json
 from tests.faults.damage import file_of, small_weights
 from tests.faults.salvaged_files import repaired
 from tests.repaired_files import flipped
@@ -162,13 +163,7 @@ def test_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fastckpt.save({"w": torch.ones(250), "v": torch.zeros(3)}, path)
     good = path.read_bytes()
     path.write_bytes(flipped(good, archives.record_range(good, "data/0").start))
-    assert run(["repair", str(path), "--to", str(to), "--json"]) == 1
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["exit_code"]) == (
-        "repair",
-        "damaged",
-        1,
-    )
+    document = run_json(capsys, "repair", str(path), "--to", str(to), status="damaged", code=1)
     report = document["report"]
     assert (report["outcome"], report["to"]) == ("partial", str(to))
     assert report["nbytes"] == to.stat().st_size

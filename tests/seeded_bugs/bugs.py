@@ -228,7 +228,7 @@ BUGS = (
     Bug(
         "best-checkpoint-deleted",
         f"{_TRAINING}/manager.py",
-        "        protected = {newest} if best is None else {newest, best.name}\n",
+        "        protected = {newest} if best is None or is_best else {newest, best.name}\n",
         "        protected = {newest}\n",
         (_manager("rotation", "test_the_newest_by_step_and_the_best_stay"),),
     ),

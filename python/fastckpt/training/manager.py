@@ -17,7 +17,7 @@ from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
 from fastckpt.nanochat.save_id import SaveIdentity, begin_save
 
 from . import rotation
-from .best import name_best
+from .best import settle_best
 from .config import CheckpointConfig
 from .contents import Parts, check_contents, read_contents
 from .directory import CheckpointDirectory, Entry
@@ -88,8 +88,7 @@ class CheckpointManager:
         self._parts = Parts(model, optimizer, scheduler, scaler, ema, check_generators(generators))
         self._directory = CheckpointDirectory(self.config.directory)
         self._directory.refresh()
-        best = self._best_entry()
-        self._best_metric = None if best is None else best.metrics[self.config.metric_name or ""]
+        self._best_metric = self._best_value()
         self._history = read_history(self._directory.entries)
         self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
         self._preemption: Preemption | None = None
@@ -144,8 +143,8 @@ class CheckpointManager:
 
         On return the checkpoint is on the disk under its name, `best_model.pt` is a second name of the
         best one, and older checkpoints are deleted. With `verify_before_delete`, whatever is deleted
-        or replaced goes only after the new file was read back from the disk and every byte
-        compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
+        or replaced goes only after the file on whose account it goes was read back from the disk and
+        every byte compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
         one. A checkpoint that cannot be deleted is warned of; training goes on.
 
         Args:
@@ -186,6 +185,7 @@ class CheckpointManager:
         identity = begin_save(
             self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
         )
+        proven = False
         if rank == 0:
             contents = {
                 "epoch": name.epoch,
@@ -199,13 +199,13 @@ class CheckpointManager:
                 "model_config": model_config,
                 "extra_state": extra_state,
             }
-            self._save_checkpoint(name, contents, identity, improves=improves)
+            proven = self._save_checkpoint(name, contents, identity, improves=improves)
         elif self.config.save_rng_state:
             self._save_rng(replace(name, rank=rank), identity, world_size)
         # From here on the checkpoint is there, whatever becomes of the rest.
         self._note_saved(history, best, preempted=preempted)
         if rank == 0:
-            self._tidy(name)
+            self._tidy(name, proven=proven)
         return Path(self._directory.path_of(name))
 
     def load(
@@ -339,6 +339,10 @@ class CheckpointManager:
     def _best_entry(self) -> Entry | None:
         return self._directory.best(self.config.metric_name, self.config.metric_mode)
 
+    def _best_value(self) -> float | None:
+        best = self._best_entry()
+        return None if best is None else best.metrics[self.config.metric_name or ""]
+
     def _capture(self, world_size: int) -> dict[str, Any]:
         return self._parts.capture(
             save_optimizer=self.config.save_optimizer,
@@ -353,8 +357,12 @@ class CheckpointManager:
         identity: SaveIdentity,
         *,
         improves: bool,
-    ) -> None:
-        """Write a checkpoint, prove it good where something depends on that, and make it visible."""
+    ) -> bool:
+        """Write a checkpoint, prove it good where something depends on that, and make it visible.
+
+        Returns:
+            Whether it was proven.
+        """
         check_contents(contents)
         pickled = pickle_object(contents)
         directory = self._directory
@@ -363,6 +371,7 @@ class CheckpointManager:
         proves = self._needs_proof(name, improves=improves)
         write_archive(directory, name, pickled, identity, proves=proves)
         directory.add(name, contents["metrics"], contents["timestamp"])
+        return proves
 
     def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
         contents = {
@@ -382,10 +391,14 @@ class CheckpointManager:
         if preempted and self._preemption is not None:
             self._preemption.is_saved = True
 
-    def _tidy(self, newest: CheckpointName) -> None:
+    def _tidy(self, newest: CheckpointName, *, proven: bool) -> None:
         """Give the best its second name, then delete what may go."""
-        self._name_best()
-        rotation.remove(self._directory, self._expendable(newest))
+        if settle_best(self._directory, self.config, proven=newest if proven else None):
+            self._best_metric = self._best_value()
+        # What was not foreseen when the newest was written has to wait for one that is proven.
+        may_delete = proven or not self.config.verify_before_delete
+        gone = self._expendable(newest) if may_delete else []
+        rotation.remove(self._directory, gone, saved=newest)
 
     def _needs_proof(self, name: CheckpointName, *, improves: bool) -> bool:
         """Whether anything is deleted or replaced on account of this save."""
@@ -393,21 +406,15 @@ class CheckpointManager:
         replaces = os.path.lexists(directory.path_of(name))
         replaces_best = improves and os.path.lexists(os.path.join(directory.path, BEST_NAME))
         return self.config.verify_before_delete and (
-            replaces or replaces_best or bool(self._expendable(name))
+            replaces or replaces_best or bool(self._expendable(name, is_best=improves))
         )
 
-    def _expendable(self, newest: CheckpointName) -> list[CheckpointName]:
+    def _expendable(self, newest: CheckpointName, *, is_best: bool = False) -> list[CheckpointName]:
+        """Return what may go; `is_best` for a newest that is the best and is not in the directory yet."""
         best = self._best_entry()
-        protected = {newest} if best is None else {newest, best.name}
+        protected = {newest} if best is None or is_best else {newest, best.name}
         names = {entry.name for entry in self._directory.entries} | {newest}
         return rotation.expendable(names, self.config, protected=protected)
-
-    def _name_best(self) -> None:
-        """Let `best_model.pt` be the best checkpoint, if it is not."""
-        best, named = self._best_entry(), self._directory.best_model
-        if best is None or (named is not None and named.is_same_save(best)):
-            return
-        name_best(best.path)
 
     def _warn_of_later(self, name: CheckpointName) -> None:
         later = [entry.name for entry in self._directory.entries if entry.name.step > name.step]
