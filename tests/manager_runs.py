@@ -70,3 +70,8 @@ def loaded_step(manager: fastckpt.CheckpointManager, **options: Any) -> int:
 def names(directory: Path) -> Sequence[str]:
     """List a directory."""
     return sorted(path.name for path in directory.iterdir())
+
+
+def first_name(step: int, epoch: int = 0) -> str:
+    """Return the file name of a checkpoint."""
+    return f"checkpoint_epoch{epoch:04d}_step{step:08d}.pt"

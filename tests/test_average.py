@@ -26,6 +26,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from tests import archives
+from tests.command_line import run_json
 from tests.faults.children import in_child, wait_for
 from tests.specimens import can_save, dtypes, fill
 
@@ -654,9 +655,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write(tmp_path, [{"w": torch.ones(2)}] * 2)
     to = tmp_path / "out.pt"
-    assert run(["average", *paths, "--to", str(to), "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("average", "written", True)
+    document = run_json(capsys, "average", *paths, "--to", str(to), status="written")
     assert document["report"] == {
         "path": str(to),
         "nbytes": to.stat().st_size,

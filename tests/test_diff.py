@@ -18,6 +18,7 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests import archives
+from tests.command_line import run_json
 from tests.specimens import fill
 from tests.test_average import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out, name_of, numbers
 
@@ -412,9 +413,7 @@ def test_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         {"w": torch.tensor([1.0, math.nan]), "z": torch.zeros(1)},
         {"w": torch.tensor([2.0, 1.0]), "z": torch.ones(1)},
     )
-    assert run(["diff", a, b, "--json"]) == 1
-    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert (document["command"], document["status"], document["ok"]) == ("diff", "different", False)
+    document = run_json(capsys, "diff", a, b, status="different", code=1)
     (file,) = document["report"]["files"]
     assert file["differing"][0] == {
         "name": "w",

@@ -1,13 +1,10 @@
-"""Moving averages: their values, what they do to a model and undo, and that they survive a resume."""
+"""Moving averages: their values, of which weights, on which device, and a model that changes."""
 
 # mypy: untyped-calls-exclude=torch
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,55 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from tests.ema_models import Net, bits, change
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-import fastckpt
-import fastckpt.ema
 from fastckpt import EMAModel
-
-
-class Net(nn.Module):
-    """Tied weights, buffers of every kind, a frozen parameter."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.embed = nn.Embedding(5, 4, dtype=dtype)
-        self.norm = nn.BatchNorm1d(4, dtype=dtype)
-        self.head = nn.Linear(4, 5, bias=False, dtype=dtype)
-        self.head.weight = self.embed.weight
-        self.frozen = nn.Parameter(torch.ones(2, dtype=dtype), requires_grad=False)
-        self.register_buffer("mask", torch.full((2, 2), -torch.inf, dtype=dtype).triu(1))
-        self.register_buffer("scratch", torch.zeros(3, dtype=dtype), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.head(self.norm(self.embed(x)))
-        return result
-
-
-def change(model: nn.Module, seed: int) -> None:
-    """Move every parameter and floating buffer that is not constant, as training does."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise.to(parameter.device, parameter.dtype))
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm1d):
-                assert module.running_mean is not None
-                assert module.num_batches_tracked is not None
-                module.running_mean.add_(torch.randn(4, generator=generator))
-                module.num_batches_tracked.add_(7)
-
-
-def bits(tensors: dict[str, Tensor]) -> dict[str, bytes]:
-    return {
-        name: bytes(value.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-        for name, value in tensors.items()
-    }
-
+from fastckpt.ema import averaging
 
 # The values
 
@@ -101,7 +56,7 @@ def test_the_average_is_that_of_a_loop_in_float64(
     ema = EMAModel(model, decay, warmup=warmup)
     wide = [p.detach().to(torch.complex128) for p in model]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fastckpt.ema, "_CONVERTED_NBYTES", piece_nbytes)
+        patch.setattr(averaging, "_CONVERTED_NBYTES", piece_nbytes)
         for t in range(updates):
             with torch.no_grad():
                 for parameter in model:
@@ -230,119 +185,6 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         EMAModel(nn.Linear(1, 1), dtype=torch.int32)
 
 
-# Apply and restore
-
-
-def test_restore_brings_back_every_bit_of_parameters_and_buffers() -> None:
-    model = Net()
-    ema = EMAModel(model, 0.5)
-    change(model, 1)
-    ema.update()
-    objects = list(map(id, model.parameters()))
-    everything = {**model.state_dict(), "scratch": model.get_buffer("scratch")}
-    before = bits(everything)
-    ema.apply()
-    assert ema.is_applied
-    assert bits(model.state_dict()) != {n: b for n, b in before.items() if n != "scratch"}
-    with torch.no_grad():
-        model.norm.weight.fill_(torch.nan)
-        model.get_buffer("scratch").fill_(3)
-    update_bn([torch.tensor([0, 1, 2])], model)
-    ema.restore()
-    assert not ema.is_applied
-    assert bits({**model.state_dict(), "scratch": model.get_buffer("scratch")}) == before
-    assert list(map(id, model.parameters())) == objects
-
-
-def test_an_exception_restores_and_comes_through() -> None:
-    model = Net()
-    ema = EMAModel(model, 0.5)
-    change(model, 1)
-    ema.update()
-    before = bits(model.state_dict())
-
-    def fail_while_applied() -> None:
-        with ema.applied() as applied:
-            assert applied is model
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_while_applied()
-    assert bits(model.state_dict()) == before
-    with ema.applied():
-        ema.restore()
-    assert bits(model.state_dict()) == before
-
-
-def test_a_buffer_that_cannot_be_written_to_is_left_alone() -> None:
-    model = nn.Linear(2, 2)
-    model.register_buffer("positions", torch.zeros(1).expand(3))
-    ema = EMAModel(model)
-    with ema.applied():
-        pass
-    assert torch.equal(model.get_buffer("positions"), torch.zeros(3))
-
-
-def test_an_error_while_the_averages_are_put_in_restores(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Linear(2, 2)
-    ema = EMAModel(model, 0.5)
-    change(model, 1)
-    before = bits(model.state_dict())
-    real, calls = fastckpt.ema._copy, []
-
-    def fail_second(to: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-        calls.append(1)
-        if len(calls) == 2:
-            raise MemoryError
-        real(to, values)
-
-    monkeypatch.setattr(fastckpt.ema, "_copy", fail_second)
-    with pytest.raises(MemoryError):
-        ema.apply()
-    assert not ema.is_applied
-    assert bits(model.state_dict()) == before
-
-
-def test_nested_use_is_an_error_that_says_so_and_the_model_is_restored() -> None:
-    model = nn.Linear(2, 2)
-    ema = EMAModel(model, 0.5)
-    change(model, 1)
-    before = bits(model.state_dict())
-
-    def nest() -> None:
-        with ema.applied(), ema.applied():
-            pass
-
-    with pytest.raises(RuntimeError, match=r"in the model already, and apply cannot be nested"):
-        nest()
-    assert bits(model.state_dict()) == before
-    with pytest.raises(RuntimeError, match=r"not in the model: apply\(\) first"):
-        ema.restore()
-
-
-@pytest.mark.parametrize("action", ["update", "follow_model", "load_state_dict"])
-def test_averages_that_are_applied_are_not_taken_for_weights(action: str) -> None:
-    ema = EMAModel(nn.Linear(2, 2))
-    state = ema.state_dict()
-    with ema.applied(), pytest.raises(RuntimeError, match=rf"{action}\(\) while the averages are"):
-        getattr(ema, action)(*([state] if action == "load_state_dict" else []))
-
-
-def test_the_averages_go_into_another_model_of_the_same_shape() -> None:
-    model = Net()
-    ema = EMAModel(model, 0.5)
-    change(model, 1)
-    ema.update()
-    other = Net()
-    before = bits(other.state_dict())
-    with ema.applied(other) as applied:
-        assert applied is other
-        assert torch.equal(other.embed.weight, ema.state_dict()["parameters"]["embed.weight"])
-    assert bits(other.state_dict()) == before
-    ema.update(other)
-    assert ema.num_updates == 2
-
-
 # A model that changes
 
 
@@ -388,112 +230,6 @@ def test_a_buffer_that_is_added_is_named() -> None:
         ema.update()
 
 
-# State
-
-
-def trained(ema_options: dict[str, Any]) -> tuple[nn.Module, EMAModel]:
-    model = Net()
-    ema = EMAModel(model, **ema_options)
-    for seed in range(3):
-        change(model, seed)
-        ema.update()
-    return model, ema
-
-
-@pytest.mark.parametrize("use_buffers", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.float64])
-def test_the_state_survives_a_file_bit_for_bit(
-    use_buffers: bool, dtype: torch.dtype | None, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"use_buffers": use_buffers, "dtype": dtype, "warmup": True}
-    model, ema = trained({"decay": 0.99, **options})
-    fastckpt.save({"ema": ema.state_dict()}, tmp_path / "ema.pt")
-    state = torch.load(tmp_path / "ema.pt", weights_only=True)["ema"]
-    resumed = EMAModel(copy.deepcopy(model), **options)
-    resumed.load_state_dict(state)
-    assert (resumed.decay, resumed.warmup, resumed.num_updates) == (0.99, True, 3)
-    for part in ("parameters", "buffers"):
-        assert bits(resumed.state_dict()[part]) == bits(ema.state_dict()[part])
-    assert repr(resumed) == "EMAModel(3 parameters, decay=0.99, num_updates=3)"
-
-
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
-    ema = EMAModel(nn.Linear(2, 2), 0.5)
-    before = bits(ema.state_dict()["parameters"])
-
-    def refused(message: str, **changes: Any) -> None:
-        with pytest.raises(ValueError, match=message):
-            ema.load_state_dict({**EMAModel(nn.Linear(2, 2), 0.9).state_dict(), **changes})
-        assert bits(ema.state_dict()["parameters"]) == before
-        assert (ema.decay, ema.num_updates) == (0.5, 0)
-
-    weight, bias = torch.zeros(2, 2), torch.zeros(2)
-    refused(r"it lacks 'weight'$", parameters={"bias": bias})
-    refused(r"it has 'x', of which", parameters={"bias": bias, "weight": weight, "x": bias})
-    refused(r"'bias' is torch.float32 \(3,\)", parameters={"weight": weight, "bias": torch.ones(3)})
-    refused(r"'bias' is torch.float64", parameters={"weight": weight, "bias": bias.double()})
-    refused(r"use_buffers=True, and this .*use_buffers=False", use_buffers=True)
-    refused(r"decay must be 0 to 1, not 7", decay=7)
-    refused(r"not the state of an EMAModel: it has the keys .*'lr'", lr=1)
-
-
-RESUME = """
-import hashlib, sys, torch, fastckpt
-from torch import nn
-
-def run(ema, model, steps):
-    for step in steps:
-        x = torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
-        model.zero_grad()
-        (model(x) ** 2).mean().backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.sub_(0.1 * parameter.grad)
-        ema.update()
-
-def digest(ema, model):
-    state = ema.state_dict()
-    tensors = [*model.state_dict().values(), *state["parameters"].values(), *state["buffers"].values()]
-    hashed = hashlib.sha256(repr((ema.decay, ema.num_updates, ema.warmup)).encode())
-    for tensor in tensors:
-        hashed.update(bytes(tensor.detach().reshape(-1).view(torch.uint8).numpy()))
-    return hashed.hexdigest()
-
-def parts(seed, decay):
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    ema = fastckpt.EMAModel(model, decay, use_buffers=True, warmup=True)
-    return ema, model
-"""
-
-
-def test_a_fresh_process_resumes_bit_for_bit(tmp_path: Path) -> None:
-    space: dict[str, Any] = {}
-    exec(RESUME, space)
-    ema, model = space["parts"](0, 0.999)
-    space["run"](ema, model, range(5))
-    states = {
-        "model": model.state_dict(),
-        "ema": ema.state_dict(),
-    }
-    path = tmp_path / "checkpoint.pt"
-    fastckpt.save(states, path)
-    space["run"](ema, model, range(5, 10))
-    script = RESUME + (
-        "ema, model = parts(1, 0.5)\n"
-        "state = torch.load(sys.argv[1], weights_only=True)\n"
-        "model.load_state_dict(state['model'])\n"
-        "ema.load_state_dict(state['ema'])\n"
-        "run(ema, model, range(5, 10))\n"
-        "print(digest(ema, model))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == space["digest"](ema, model)
-    assert len(done.stdout.strip()) == hashlib.sha256().digest_size * 2
-
-
 # Wrappers and devices
 
 
@@ -522,20 +258,6 @@ def test_compiled_and_distributed_models_have_the_names_of_the_bare_one() -> Non
         ema.update()
         bare.update(wrapped)
     assert bare.num_updates == 5
-
-
-def test_a_compiled_model_computes_with_the_averages_while_they_are_applied() -> None:
-    model = nn.Linear(3, 2)
-    compiled: Any = torch.compile(model, backend="eager")
-    ema = EMAModel(compiled, 0.5)
-    x = torch.ones(1, 3)
-    first = compiled(x)
-    change(model, 0)
-    ema.update()
-    now = compiled(x)
-    with ema.applied():
-        torch.testing.assert_close(compiled(x), (first + now) / 2)
-    assert torch.equal(compiled(x), now)
 
 
 @pytest.mark.cuda

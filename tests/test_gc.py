@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +17,21 @@ from typing import Any
 
 import pytest
 import torch
+from tests.command_line import run_json
+from tests.faults.children import exit_code, in_child
+from tests.manager_runs import Weights, manager_of
 
 import fastckpt
-from fastckpt import collect_garbage
+from fastckpt import ModelExporter, collect_garbage
 from fastckpt._gc.gc import GarbageKind, StepState
+from fastckpt._stages import make_stage
 from fastckpt._steps import removal
+from fastckpt._steps.checkpoint_names import CheckpointName, parse_checkpoint_name
 from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
+from fastckpt.export import hub
 from fastckpt.nanochat import save_id as save_id_module
+from fastckpt.training import manager as manager_module
 
 RANKS = 2
 
@@ -412,6 +420,261 @@ def test_the_rest_stays_where_the_model_cannot_be_removed(
     assert names(abandoned) == before
 
 
+# Directories of exports
+
+
+@pytest.fixture
+def killed_export(tmp_path: Path) -> Path:
+    """What an export leaves that is killed when its files are whole and not yet in place."""
+    torch.save({"a": torch.ones(1000), "b": torch.ones(1000)}, tmp_path / "c.pt")
+
+    def die(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def export() -> None:
+        vars(hub)["publish"] = die
+        ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path, max_shard_nbytes=1)
+
+    assert exit_code(in_child(export)) == -signal.SIGKILL
+    (left,) = names(tmp_path) - {"c.pt"}
+    return tmp_path / left
+
+
+def test_a_dead_export_is_cleaned_up_and_a_running_one_is_not(
+    killed_export: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = killed_export.parent
+    nbytes = sum(path.stat().st_size for path in killed_export.iterdir())
+    assert nbytes > 8000
+    path, lock = make_stage(str(directory))
+    running = Path(path)
+    (running / "model.safetensors").write_bytes(bytes(500))
+    listed = collect_garbage(directory, dry_run=True)
+    assert len(list(killed_export.iterdir())) == 3
+    assert run(["gc", "--dry-run", str(directory)]) == 0
+    text = capsys.readouterr()
+    report = collect_garbage(directory)
+    assert names(directory) == {"c.pt", running.name}
+    for each, removed in ((listed, False), (report, True)):
+        (file,) = each.files
+        assert (file.path, file.kind) == (str(killed_export), GarbageKind.EXPORT)
+        assert (file.nbytes, file.removed, file.error) == (nbytes, removed, None)
+        assert each.freed_nbytes == nbytes
+        assert each.live == (str(running),)
+    size = f"{nbytes / 1000:.1f} kB"
+    assert text.out.splitlines() == [
+        f"WOULD REMOVE: 1 directory, {size} would be freed",
+        str(directory),
+        f"  would be     stale export     {size:>9}  {killed_export.name}",
+    ]
+    assert text.err.startswith("note: 1 save or export is running, ")
+    os.close(lock)
+    assert collect_garbage(directory).freed_nbytes == 500
+    assert names(directory) == {"c.pt"}
+
+
+def test_an_export_of_before_the_machine_was_started_is_removed(killed_export: Path) -> None:
+    """The next export leaves it alone, since it might be another machine's."""
+    earlier = killed_export.with_name(".fastckpt-export-00000000-abcd_012")
+    killed_export.rename(earlier)
+    ModelExporter.export_safetensors(earlier.with_name("c.pt"), earlier.with_name("m.safetensors"))
+    assert earlier.exists()
+    assert [file.path for file in collect_garbage(earlier.parent).files] == [str(earlier)]
+    assert not earlier.exists()
+
+
+def test_what_only_looks_like_an_export_is_left_alone(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").touch()
+    (tmp_path / ".fastckpt-export-00000000-abcd_012").symlink_to(elsewhere)
+    (tmp_path / ".fastckpt-export-00000000-abcd_013").write_bytes(b"mine")
+    (tmp_path / ".fastckpt-export-mine").mkdir()
+    before = names(tmp_path)
+    report = collect_garbage(tmp_path, incomplete=True)
+    assert (report.files, report.live) == ((), ())
+    assert names(tmp_path) == before
+    assert names(elsewhere) == {"mine"}
+
+
+def test_an_export_that_cannot_be_removed_is_an_error(
+    killed_export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: str) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", path)
+
+    monkeypatch.setattr(shutil, "rmtree", fail)
+    assert run(["gc", str(killed_export.parent)]) == 6
+    captured = capsys.readouterr()
+    assert captured.out.startswith("NOT REMOVED: 1 directory\n")
+    assert captured.err == f"error: {killed_export}: Read-only file system\n"
+    report = collect_garbage(killed_export.parent)
+    assert report.freed_nbytes == 0
+    assert [file.error for file in report.files] == ["Read-only file system"]
+
+
+# Files of ranks without their checkpoint
+
+
+def managed(step: int, rank: int = 0) -> str:
+    return str(CheckpointName(step, 0, rank))
+
+
+def save_managed(directory: Path, step: int, ranks: tuple[int, ...] = (1, 0)) -> None:
+    """Save a checkpoint of two ranks with a CheckpointManager; those that are left out never come to it."""
+    with save_id_module.agreed(1000 + step, RANKS), pytest.MonkeyPatch.context() as patch:
+        for rank in ranks:
+            patch.setattr(manager_module, "rank_and_world_size", lambda rank=rank: (rank, RANKS))
+            manager_of(directory, Weights(step), metric_name=None).save(0, step, {})
+
+
+@contextmanager
+def rank_0_in_the_middle_of(directory: Path, step: int) -> Iterator[int]:
+    """Run a process that saves a checkpoint, and stops when it is written and has no name yet."""
+    ready, says_ready = os.pipe()
+
+    def stop(*args: Any, **options: Any) -> None:
+        write_into(*args, **options)
+        os.write(says_ready, b"1")
+        threading.Event().wait()
+
+    def save_and_stop() -> None:
+        vars(manager_module)["write_into"] = stop
+        save_managed(directory, step, ranks=(0,))
+
+    write_into = vars(manager_module)["write_into"]
+    child = in_child(save_and_stop)
+    os.close(says_ready)
+    assert os.read(ready, 1) == b"1"
+    os.close(ready)
+    try:
+        yield child
+    finally:
+        os.kill(child, signal.SIGKILL)
+        assert exit_code(child) == -signal.SIGKILL
+
+
+@pytest.fixture
+def orphaned(tmp_path: Path) -> Path:
+    """Checkpoints 10 and 30 are whole; of 20 there is rank 1's file, dated between the two."""
+    for step, ranks in ((10, (1, 0)), (30, (1, 0)), (20, (1,))):
+        save_managed(tmp_path, step, ranks)
+    for name in names(tmp_path):
+        parsed = parse_checkpoint_name(name)
+        assert parsed is not None
+        os.utime(tmp_path / name, (10**9 + parsed.step, 10**9 + parsed.step))
+    return tmp_path
+
+
+def test_what_ranks_saved_of_a_checkpoint_that_is_gone_goes_only_when_told_to(
+    orphaned: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = names(orphaned)
+    left = orphaned / managed(20, 1)
+    nbytes = left.stat().st_size
+    assert run(["gc", str(orphaned)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == (
+        "NOTHING TO REMOVE\n"
+        f"epoch 0, step 20 in {orphaned} can never be completed (1 file, {nbytes / 1000:.1f} kB): "
+        f"{orphaned / managed(20)} is missing: rank 0 has not saved it, or it was deleted\n"
+    )
+    assert captured.err == "hint: --incomplete removes 1 step that nobody can complete\n"
+    assert collect_garbage(orphaned, incomplete=True, dry_run=True).freed_nbytes == nbytes
+    assert names(orphaned) == before
+
+    report = run_json(capsys, "gc", "--incomplete", str(orphaned), status="good")["report"]
+    (file,), (step,) = report["files"], report["steps"]
+    assert file == {
+        "path": str(left),
+        "kind": "incomplete",
+        "step": 20,
+        "nbytes": nbytes,
+        "removed": True,
+        "error": None,
+    }
+    assert (step["step"], step["epoch"], step["state"]) == (20, 0, "abandoned")
+    assert step["removed"]
+    assert report["freed_nbytes"] == nbytes
+    assert names(orphaned) == before - {left.name}
+
+
+def test_what_is_newer_than_every_later_checkpoint_may_be_completed(orphaned: Path) -> None:
+    """A run that was started again from step 10 has come to 20; 30 is of the first run."""
+    before = names(orphaned)
+    os.utime(orphaned / managed(20, 1), (2 * 10**9, 2 * 10**9))
+    (step,) = collect_garbage(orphaned, incomplete=True).steps
+    assert (step.state, step.removed) == (StepState.UNDER_WAY, False)
+    assert names(orphaned) == before
+
+
+@pytest.mark.parametrize("content", [None, b"no archive"])
+def test_without_a_later_whole_checkpoint_nothing_is_known(
+    orphaned: Path, content: bytes | None
+) -> None:
+    later = orphaned / managed(30)
+    later.unlink()
+    if content is not None:
+        later.write_bytes(content)
+    before = names(orphaned)
+    report = collect_garbage(orphaned, incomplete=True)
+    assert {step.state for step in report.steps} == {StepState.UNDER_WAY}
+    assert names(orphaned) == before
+
+
+def test_nothing_is_removed_while_rank_0_may_still_be_writing(orphaned: Path) -> None:
+    left = orphaned / managed(20, 1)
+    with rank_0_in_the_middle_of(orphaned, 20):
+        report = collect_garbage(orphaned, incomplete=True)
+        assert [step.removed for step in report.steps] == [False]
+        assert len(report.live) == 1
+        assert left.exists()
+    # It was killed there.
+    report = collect_garbage(orphaned, incomplete=True)
+    assert [(file.kind, file.step) for file in report.files] == [
+        (GarbageKind.TEMPORARY, None),
+        (GarbageKind.INCOMPLETE, 20),
+    ]
+    assert names(orphaned) == {managed(step, rank) for step in (10, 30) for rank in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("content", "state"),
+    [(torch.ones(3), StepState.FOREIGN), (b"no archive", StepState.DAMAGED)],
+)
+def test_files_of_ranks_that_are_not_ours_or_are_damaged_stay(
+    orphaned: Path, content: Any, state: StepState
+) -> None:
+    left = orphaned / managed(20, 1)
+    if isinstance(content, bytes):
+        left.write_bytes(content)
+    else:
+        torch.save(content, left)
+    os.utime(left, (10**9, 10**9))
+    (step,) = collect_garbage(orphaned, incomplete=True).steps
+    assert (step.state, step.removed) == (state, False)
+    assert left.exists()
+
+
+def test_a_power_cut_leaves_no_checkpoint_that_lacks_what_its_ranks_saved(
+    orphaned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody may have deleted the checkpoint just now: that has to be durable first."""
+    trace: list[str] = []
+
+    def sync_directory(path: str) -> None:
+        trace.append(f"fsync {path}")
+
+    def unlink(path: str) -> None:
+        trace.append(f"unlink {os.path.basename(path)}")
+
+    monkeypatch.setattr(removal, "sync_directory", sync_directory)
+    monkeypatch.setattr(os, "unlink", unlink)
+    collect_garbage(orphaned, incomplete=True)
+    monkeypatch.undo()
+    assert trace == [f"fsync {orphaned}", f"unlink {managed(20, 1)}"]
+
+
 # Directories
 
 
@@ -469,10 +732,7 @@ def test_text(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_document(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["gc", "--json", "--incomplete", str(abandoned)]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("gc", "good", True)
-    report = document["report"]
+    report = run_json(capsys, "gc", "--incomplete", str(abandoned), status="good")["report"]
     assert report["freed_nbytes"] == sum(file["nbytes"] for file in report["files"])
     assert report["files"][0]["path"] == str(abandoned / "model_000002.pt")
     assert {file["kind"] for file in report["files"]} == {"incomplete"}
@@ -495,11 +755,11 @@ def test_running_saves_are_noted(abandoned: Path, capsys: pytest.CaptureFixture[
         assert run(["gc", "--incomplete", str(abandoned)]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("NOTHING TO REMOVE\n")
-    assert (
-        f"note: 1 temporary file of saves that are running, not touched: {abandoned}/{live}\n"
-        in (captured.err)
+    assert captured.err == (
+        "note: 1 save or export is running, and what they write is not touched: "
+        f"{abandoned}/{live}\n"
+        "hint: steps are not removed while a save or an export is running in their directory\n"
     )
-    assert "hint: steps are not removed while a save is running" in captured.err
 
 
 def test_names_do_not_control_the_terminal(

@@ -118,6 +118,16 @@ def test_files_of_ranks_without_a_checkpoint_go_once_a_later_one_is_there(tmp_pa
     assert names(tmp_path) == [name(5), name(5, 0, 1), name(20), name(20, 0, 1), name(30, 0, 1)]
 
 
+def test_beside_the_steps_of_an_earlier_run_another_rank_may_still_be_ahead(tmp_path: Path) -> None:
+    """Started again from step 0; checkpoint 90 is of the run before."""
+    manager = manager_of(tmp_path, metric_name=None)
+    manager.save(0, 90, {})
+    for step in (5, 20):
+        fastckpt.save({}, tmp_path / name(step, 0, 1))
+    manager.save(0, 10, {})
+    assert names(tmp_path) == [name(10), name(20, 0, 1), name(90)]
+
+
 def test_a_file_that_somebody_else_has_deleted_is_no_trouble(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastckpt
-from fastckpt._steps import saves
+from fastckpt._steps import opened
 
 
 def save_with_torch(directory: Path, step: int, model_data: object, *shards: object) -> None:
@@ -281,7 +281,7 @@ def test_meta_is_read_as_json_reads_it(run: Path, content: bytes) -> None:
 
 
 def test_meta_over_the_cap_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saves, "META_NBYTES_MAX", 100)
+    monkeypatch.setattr(opened, "META_NBYTES_MAX", 100)
     (run / "manifest_000010.json").unlink()
     path = run / "meta_000010.json"
     path.write_bytes(b"[" + b" " * 98 + b"]")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
-import json
 import math
 import os
 import random
@@ -22,6 +22,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.command_line import run_json
 
 import fastckpt
 from fastckpt import prune
@@ -380,21 +381,40 @@ def test_a_best_one_that_is_damaged_does_not_stand_for_the_best_that_is_good(
     }
 
 
-def test_files_of_ranks_whose_checkpoint_is_gone_go_too(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
+def rank_file(directory: Path, step: int, rank: int) -> Path:
+    return directory / f"checkpoint_epoch0001_step{step:08d}_rank{rank}.pt"
+
+
+@pytest.fixture
+def torn(tmp_path: Path) -> Path:
+    """Checkpoints of three ranks; those of steps 1, 3 and 5 are gone but for the files of ranks 1 and 2."""
+    for step in range(1, 6):
         save_managed(tmp_path, step, {"val_loss": float(step)}, ranks=3)
-        os.utime(manager_path(tmp_path, 1, step), (10**9 + step, 10**9 + step))
-    manager_path(tmp_path, 1, 2).unlink()
-    manager_path(tmp_path, 1, 4).unlink()
-    for rank in (1, 2):
-        path = tmp_path / f"checkpoint_epoch0001_step00000002_rank{rank}.pt"
-        os.utime(path, (10**9, 10**9) if rank == 1 else (2 * 10**9, 2 * 10**9))
-    report = prune(tmp_path, keep=2)
-    assert [os.path.basename(file.path) for file in report.leftovers] == [
-        "checkpoint_epoch0001_step00000002_rank1.pt"
-    ]
-    assert "checkpoint_epoch0001_step00000002_rank2.pt" in names(tmp_path), "newer than step 3"
-    assert "checkpoint_epoch0001_step00000004_rank1.pt" in names(tmp_path), "may be under way"
+        for path in tmp_path.glob(f"*{step:08d}*"):
+            os.utime(path, (10**9 + step, 10**9 + step))
+    for step in (1, 3, 5):
+        manager_path(tmp_path, 1, step).unlink()
+    return tmp_path
+
+
+def test_files_of_ranks_whose_checkpoint_is_gone_go_too(torn: Path) -> None:
+    # Of step 3, rank 2 has saved again since: a run that was started again from step 2, say.
+    os.utime(rank_file(torn, 3, 2), (2 * 10**9, 2 * 10**9))
+    report = prune(torn, keep=2)
+    gone = [rank_file(torn, 1, 1), rank_file(torn, 1, 2)]
+    assert [file.path for file in report.leftovers] == [str(path) for path in gone]
+    assert not any(path.exists() for path in gone)
+    assert {rank_file(torn, 3, 1).name, rank_file(torn, 3, 2).name} < names(torn)
+    assert {rank_file(torn, 5, 1).name, rank_file(torn, 5, 2).name} < names(torn)
+
+
+def test_files_of_ranks_stay_while_a_save_is_running(torn: Path) -> None:
+    before = names(torn)
+    with (torn / f".fastckpt-{os.getpid()}-999999.tmp").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert prune(torn, keep=2).leftovers == ()
+    assert before < names(torn)
+    assert len(prune(torn, keep=2).leftovers) == 4
 
 
 def test_both_kinds_in_one_directory_are_counted_each_by_itself(runs: Path) -> None:
@@ -656,10 +676,7 @@ def test_text(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_json(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["prune", str(runs), "--keep", "5", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["status"], document["ok"]) == ("prune", "good", True)
-    report = document["report"]
+    report = run_json(capsys, "prune", str(runs), "--keep", "5", status="good")["report"]
     assert [each["fate"] for each in report["checkpoints"]] == ["removed", *["kept"] * 5]
     first = report["checkpoints"][0]
     assert (first["step"], first["epoch"], len(first["files"])) == (100, None, 5)
@@ -710,9 +727,7 @@ def test_other_exit_codes(
     monkeypatch.chdir(tmp_path)
     assert run(["prune", *arguments]) == code
     assert capsys.readouterr().out.startswith(words)
-    assert run(["prune", *arguments, "--json"]) == code
-    document = json.loads(capsys.readouterr().out)
-    assert (document["command"], document["exit_code"]) == ("prune", code)
+    run_json(capsys, "prune", *arguments, status={2: "usage", 4: "not_found"}[code], code=code)
 
 
 def test_it_needs_no_torch(runs: Path) -> None:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from ._diff.diff import DiffReport, diff, diff_steps
     from ._gc.gc import GcReport, collect_garbage
     from ._inspect.report import FileContents
-    from ._inspect.runs import DirectoryContents, inspect
+    from ._inspect.run_report import DirectoryContents
+    from ._inspect.runs import inspect
     from ._native import __version__
     from ._prune.prune import PruneReport, prune
     from ._repair.repair import repair
@@ -112,7 +113,8 @@ _MODULES = {
     "__version__": "_native",
     "FileContents": "_inspect.report",
     "ModelSelector": "selection",
-    **dict.fromkeys(("DirectoryContents", "inspect"), "_inspect.runs"),
+    "DirectoryContents": "_inspect.run_report",
+    "inspect": "_inspect.runs",
     "EMAModel": "ema",
     "load": "_archive.load",
     "repair": "_repair.repair",

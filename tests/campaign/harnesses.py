@@ -130,6 +130,7 @@ HARNESSES: list[Harness] = [
     Harness("salvaged-files", _of_module(f"{_FAULTS}.salvaged_files"), 300, 10_000),
     Harness("same-verdict", _of_module("tests.property.same_verdict"), 5_000, 1_000_000),
     Harness("hostile-json", _of_module("tests.property.hostile_json"), 5_000, 1_000_000),
+    Harness("hostile-headers", _of_module("tests.property.hostile_headers"), 5_000, 1_000_000),
     *(
         Harness(f"fuzz-{target}", partial(_fuzz, target), _ANY_NUMBER, goal)
         for target, goal in _FUZZ_GOALS.items()

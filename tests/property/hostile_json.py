@@ -6,24 +6,19 @@ A manifest is read only where it is, to the byte, what would be written for what
 from __future__ import annotations
 
 import json
-import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tests.faults.harness import Tally
-from tests.property.mutation import change_bytes
+from tests.property.hostile_cases import described, look_at_refusal, measured
+from tests.property.mutation import change_bytes, change_value
 
 import fastckpt
 from fastckpt._steps.manifest import Manifest, ManifestFile, decode_manifest
 from fastckpt.nanochat.meta import decode_meta, encode_meta
 
-# What parsing takes: a list of a million empty lists, in two bytes each, is the worst of Python's json.
-_MEMORY_PER_BYTE = 128
-_FIXED_NBYTES = 256 << 10
-# What a hostile file has in it does not fill the log.
-_LONGEST_MESSAGE = 1000
 _WORDS = [
     b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-0", b"1E400", b"0.1e-5", b"null", b"true", b"01",
     b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b"[]," * 500, b'"\\ud800"', b'"\\u0000"', b"\\", b'"',
@@ -65,22 +60,10 @@ def run(seed: int, cases: int, directory: Path) -> Tally:
         data = _change(random, bases[kind])
         path = directory / f"{kind}_000100.json"
         try:
-            tally.count(f"{kind}: {_measured(judges[kind], data, path)}")
+            tally.count(f"{kind}: {measured(judges[kind], data, path)}")
         except Exception as error:
-            shown = data if len(data) < 2000 else data[:2000] + b"..."
-            tally.fail(f"case {number} of seed {seed}: {type(error).__name__}: {error}: {shown!r}")
+            tally.fail(described(number, seed, error, data))
     return tally
-
-
-def _measured(judge: Callable[[bytes, Path], str], data: bytes, path: Path) -> str:
-    tracemalloc.start()
-    try:
-        outcome = judge(data, path)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak <= _FIXED_NBYTES + _MEMORY_PER_BYTE * len(data), f"{peak} bytes for {len(data)}"
-    return outcome
 
 
 def of_meta(data: bytes, path: Path) -> str:
@@ -97,18 +80,11 @@ def of_meta(data: bytes, path: Path) -> str:
     except fastckpt.FormatError as error:
         if not refused:
             raise AssertionError(f"json reads it: {error}") from error
-        return _refusal(error, path)
+        return look_at_refusal(error, path)
     assert not refused, "json refuses it"
     # NaN is not equal to itself, and 1 is equal to True.
     assert repr(found) == repr(expected)
     return "read"
-
-
-def _refusal(error: fastckpt.FormatError, path: Path) -> str:
-    assert error.path == str(path)
-    assert str(path) in str(error)
-    assert len(str(error)) < _LONGEST_MESSAGE
-    return "refused"
 
 
 def of_manifest(data: bytes, path: Path) -> str:
@@ -116,7 +92,7 @@ def of_manifest(data: bytes, path: Path) -> str:
     try:
         manifest = decode_manifest(data, str(path))
     except fastckpt.FormatError as error:
-        return _refusal(error, path)
+        return look_at_refusal(error, path)
     assert manifest.encode() == data
     assert 0 <= manifest.save_id < 10**14
     assert manifest.step >= 0
@@ -131,26 +107,6 @@ def _change(random: Random, data: bytes) -> bytes:
         return change_bytes(random, data, _WORDS)
     document = json.loads(data)
     for _ in range(random.randint(1, 2)):
-        _change_value(random, document)
+        change_value(random, document, _VALUES)
     end = b"\n" if data.endswith(b"\n") else b""
     return json.dumps(document, indent=2).encode("ascii") + end
-
-
-def _change_value(random: Random, document: Any) -> None:
-    """Change something somewhere inside a document that is a dict or a list."""
-    keys = list(document) if isinstance(document, dict) else list(range(len(document)))
-    if not keys:
-        return
-    key = random.choice(keys)
-    inner = document[key]
-    if isinstance(inner, (dict, list)) and inner and random.random() < 0.7:
-        _change_value(random, inner)
-    elif random.random() < 0.2:
-        del document[key]
-    elif type(inner) is int and random.random() < 0.5:
-        document[key] = inner + random.choice([-1, 1, 10**6])
-    elif isinstance(inner, str) and inner and random.random() < 0.5:
-        at = random.randrange(len(inner))
-        document[key] = inner[:at] + random.choice("0f9z\u0661/\0\n") + inner[at + 1 :]
-    else:
-        document[key] = random.choice(_VALUES)

@@ -11,10 +11,11 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.archives import write_archive
 from tests.faults.forgery import Entry, Forged
@@ -148,6 +149,26 @@ def _cut(random: Random, data: bytearray, words: list[bytes]) -> None:
 _CHANGES: list[Change] = [
     _flip, _set, _number, _insert, _overwrite, _delete, _repeat, _move, _cut,
 ]  # fmt: skip
+
+
+def change_value(random: Random, document: Any, values: Sequence[Any]) -> None:
+    """Change something somewhere inside a document that is a dict or a list."""
+    keys = list(document) if isinstance(document, dict) else list(range(len(document)))
+    if not keys:
+        return
+    key = random.choice(keys)
+    inner = document[key]
+    if isinstance(inner, (dict, list)) and inner and random.random() < 0.7:
+        change_value(random, inner, values)
+    elif random.random() < 0.2:
+        del document[key]
+    elif type(inner) is int and random.random() < 0.5:
+        document[key] = inner + random.choice([-1, 1, 10**6])
+    elif isinstance(inner, str) and inner and random.random() < 0.5:
+        at = random.randrange(len(inner))
+        document[key] = inner[:at] + random.choice("0f9z\u0661/\0\n") + inner[at + 1 :]
+    else:
+        document[key] = random.choice(values)
 
 
 def damaged(random: Random, base: Base) -> bytes:

@@ -42,12 +42,8 @@ def _torn_steps(name: str) -> PythonTest:
     return PythonTest(f"tests/test_nanochat_torn_steps.py::{name}")
 
 
-def _manager(name: str) -> PythonTest:
-    return PythonTest(f"tests/test_manager.py::{name}")
-
-
-def _rotation(name: str) -> PythonTest:
-    return PythonTest(f"tests/test_manager_rotation.py::{name}")
+def _manager(part: str, name: str) -> PythonTest:
+    return PythonTest(f"tests/test_manager_{part}.py::{name}")
 
 
 _POWER_CUTS = _power("a_promised_save_or_a_newer_one_is_whole_after_every_power_cut")
@@ -180,7 +176,7 @@ BUGS = (
     ),
     Bug(
         "save-ids-not-compared",
-        "python/fastckpt/_steps/saves.py",
+        "python/fastckpt/_steps/opened.py",
         "        if name is not None and self.part(name).save_id == save_id:\n",
         "        if name is not None:\n",
         (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
@@ -190,21 +186,21 @@ BUGS = (
         _INDEX,
         "        check_overlap(&entries, &flags, directory.start)?;\n",
         "",
-        (_hostile("overlapping_records"), _hostile("record_inside_a_record")),
+        (_hostile("entries::overlapping_records"), _hostile("entries::record_inside_a_record")),
     ),
     Bug(
         "offset-and-size-of-a-record-not-checked",
         "rust/fastckpt-format/src/index/directory.rs",
         "    check_bounds(&record, full_name.len(), directory_offset)?;\n",
         "",
-        (_hostile("sizes_and_offsets_past_the_end"),),
+        (_hostile("entries::sizes_and_offsets_past_the_end"),),
     ),
     Bug(
         "local-header-not-compared",
         _HEADERS,
         "    check_sizes(entry, &header, extra)\n}\n",
         "    let _ = extra;\n    Ok(())\n}\n",
-        (_hostile("local_headers_that_contradict"),),
+        (_hostile("entries::local_headers_that_contradict"),),
     ),
     Bug(
         "checksum-not-compared",
@@ -232,30 +228,30 @@ BUGS = (
     Bug(
         "best-checkpoint-deleted",
         f"{_TRAINING}/manager.py",
-        "        protected = {newest} if best is None else {newest, best.name}\n",
+        "        protected = {newest} if best is None or is_best else {newest, best.name}\n",
         "        protected = {newest}\n",
-        (_rotation("test_the_newest_by_step_and_the_best_stay"),),
+        (_manager("rotation", "test_the_newest_by_step_and_the_best_stay"),),
     ),
     Bug(
         "checkpoint-not-read-back",
-        f"{_TRAINING}/manager.py",
-        "            if proves:\n",
-        "            if False:\n",
-        (_manager("test_what_the_disk_does_not_return_is_not_published"),),
+        f"{_TRAINING}/writing.py",
+        "        if proves:\n",
+        "        if False:\n",
+        (_manager("proof", "test_what_the_disk_does_not_return_is_not_published"),),
     ),
     Bug(
         "nan-is-the-best",
         f"{_TRAINING}/metrics.py",
         "    if value is None or math.isnan(value):\n",
         "    if value is None:\n",
-        (_manager("test_nan_is_never_the_best"),),
+        (_manager("best_model", "test_nan_is_never_the_best"),),
     ),
     Bug(
         "disk-error-taken-for-damage",
-        f"{_TRAINING}/manager.py",
-        "            except (CheckpointError, FileNotFoundError) as error:\n",
-        "            except (CheckpointError, OSError) as error:\n",
-        (_manager("test_an_error_of_the_disk_is_raised_and_not_got_around"),),
+        f"{_TRAINING}/newest.py",
+        "        except (CheckpointError, FileNotFoundError) as error:\n",
+        "        except (CheckpointError, OSError) as error:\n",
+        (_manager("load", "test_an_error_of_the_disk_is_raised_and_not_got_around"),),
     ),
     Bug(
         "scheduler-not-restored",

@@ -6,10 +6,10 @@ gaps. Untrusted bytes: whatever the header claims is compared with the size of t
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ _NDIM_MAX = 64
 # Sizes beyond this are no sizes of files.
 _NBYTES_MAX = 2**63 - 1
 _METADATA = "__metadata__"
+# Of a name in a message: a header may have one of megabytes.
+_NAME_SHOWN = 60
 # Bits of an element and the name in torch, of each dtype of the format (safetensors 0.7).
 _DTYPES = {
     "BOOL": (8, "bool"),
@@ -163,13 +165,14 @@ def _parse(document: Any, data_offset: int, nbytes: int) -> SafetensorsHeader:
     metadata = document.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError("its metadata is not text by name")
+    _require_text(document, metadata, metadata.values())
     tensors = [_parse_tensor(name, entry, data_offset) for name, entry in document.items()]
     end = data_offset
     for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != end:
             where, expected = tensor.offset - data_offset, end - data_offset
             raise ValueError(
-                f"tensor {tensor.name!r} begins at byte {where} of the data; expected {expected}, "
+                f"{_named(tensor.name)} begins at byte {where} of the data; expected {expected}, "
                 "where the one before it ends"
             )
         end += tensor.nbytes
@@ -180,19 +183,47 @@ def _parse(document: Any, data_offset: int, nbytes: int) -> SafetensorsHeader:
 
 def _parse_tensor(name: str, entry: Any, data_offset: int) -> StoredTensor:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"tensor {name!r} is not described by dtype, shape and data_offsets")
+        raise ValueError(f"{_named(name)} is not described by dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise ValueError(f"tensor {name!r} has a dtype that is not known: {dtype!r:.40}")
+        raise ValueError(f"{_named(name)} has a dtype that is not known: {dtype!r:.40}")
     if not _are_sizes(shape) or len(shape) > _NDIM_MAX:
-        raise ValueError(f"the shape of tensor {name!r} is none")
+        raise ValueError(f"the shape of {_named(name)} is none")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"the data_offsets of tensor {name!r} are none")
+        raise ValueError(f"the data_offsets of {_named(name)} are none")
     bits, torch_name = _DTYPES[dtype]
     begin, end = offsets
-    if 8 * (end - begin) != bits * math.prod(shape):
-        raise ValueError(f"tensor {name!r} has {end - begin} bytes, and not those of its shape")
+    if 8 * (end - begin) != bits * _count_elements(shape):
+        raise ValueError(f"{_named(name)} has {end - begin} bytes, and not those of its shape")
     return StoredTensor(name, torch_name, tuple(shape), data_offset + begin, end - begin)
+
+
+def _count_elements(shape: list[int]) -> int:
+    """Return how many elements a shape has; -1 where so many do not fit into memory, on the way even."""
+    count = 1
+    for length in shape:
+        count *= length
+        # Whoever multiplies in 64 bits cannot have the file, whatever the next length is: 0, say.
+        if count > _NBYTES_MAX:
+            return -1
+    return count
+
+
+def _require_text(*texts: Iterable[str]) -> None:
+    """Refuse halves of surrogate pairs: JSON can escape them, and they are no characters."""
+    for text in itertools.chain(*texts):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"it has text that is none: {_quoted(text)}") from error
+
+
+def _named(name: str) -> str:
+    return f"tensor {_quoted(name)}"
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if len(text) <= _NAME_SHOWN else f"{text[:_NAME_SHOWN]!r}..."
 
 
 def _are_sizes(value: Any) -> bool:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from fastckpt import _native
 from fastckpt._contents.small_file import read_small_file
+from fastckpt._verify.files import archive_report, old_format, read_head
 from fastckpt._verify.report import Damage, FileReport, Status
 from fastckpt._verify.torchscript import verify_torchscript
-from fastckpt._verify.verify import archive_report, old_format, read_head
 from fastckpt.errors import CheckpointError
 
 from .report import CopiedFile, Outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
 from fastckpt._verify.report import Damage
 
 
@@ -41,13 +42,6 @@ _PRECEDENCE = (
     Outcome.INCOMPLETE,
     Outcome.NOT_FOUND,
 )
-_EXIT_CODES = {
-    Outcome.DAMAGED: 1,
-    Outcome.CONFLICT: 2,
-    Outcome.INCOMPLETE: 3,
-    Outcome.NOT_FOUND: 4,
-    Outcome.IO_ERROR: 6,
-}
 
 
 @dataclass(frozen=True)
@@ -96,7 +90,7 @@ class CopiedCheckpoint:
 
 
 @dataclass(frozen=True)
-class CopyReport:
+class CopyReport(Judged):
     """What `fastckpt.copy_checkpoint` did.
 
     Attributes:
@@ -135,13 +129,3 @@ class CopyReport:
         if outcomes == {Outcome.SKIPPED}:
             return Outcome.INCOMPLETE.value
         return next((each.value for each in _PRECEDENCE if each in outcomes), "good")
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt copy` for this report."""
-        return 0 if self.status == "good" else _EXIT_CODES[Outcome(self.status)]
-
-    @property
-    def ok(self) -> bool:
-        """Whether all that was to be copied is at the destination, and verified."""
-        return self.exit_code == 0

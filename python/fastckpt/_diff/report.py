@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from fastckpt._verdict import Judged
+
 
 @dataclass(frozen=True)
 class TensorLayout:
@@ -153,7 +155,7 @@ class FileDiff:
 
 
 @dataclass(frozen=True)
-class DiffReport:
+class DiffReport(Judged):
     """How two checkpoints differ.
 
     Attributes:
@@ -179,11 +181,6 @@ class DiffReport:
     def status(self) -> str:
         """The verdict: "same" or "different"."""
         return "same" if self.is_same else "different"
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt diff` for this report: as `diff` has it."""
-        return 0 if self.is_same else 1
 
 
 def layer_of(name: str) -> str:

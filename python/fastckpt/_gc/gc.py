@@ -1,25 +1,26 @@
 """Remove what interrupted saves have left behind, and only that.
 
-Three things are garbage: temporary files whose owner is dead (a lock tells, not their age), second names
-of replaced files that a newer, whole save has made useless, and, where that is asked for, steps
-that can never be completed. Imports no torch.
+Four things are garbage: temporary files and hidden directories of exports whose owner is dead (a lock
+tells, not their age), second names of replaced files that a newer, whole save has made useless, and,
+where that is asked for, steps that can never be completed. Imports no torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from fastckpt import _native
-from fastckpt._steps.parts import own_name
+from fastckpt._stages import claimed, files_in, remove_stage
+from fastckpt._steps.left_behind import divide_temporaries
+from fastckpt._steps.manager_files import group_by_checkpoint
 from fastckpt._steps.removal import Removal
 from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import Directory, StepFiles, parse_name, walk_directories
+from fastckpt._steps.survey import Directory, StepFiles, walk_directories
 from fastckpt.errors import CheckpointError
 
+from .judging import RankFilesJudge, StepJudge, is_model
 from .report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
 
 __all__ = [
@@ -32,9 +33,6 @@ __all__ = [
 ]
 
 _Path = str | os.PathLike[str]
-
-# The names that the core gives to temporary files; others of the kind are somebody else's.
-_TEMPORARY = re.compile(r"\.fastckpt-[0-9]+-[0-9]+\.tmp", re.ASCII)
 
 
 def collect_garbage(
@@ -49,7 +47,10 @@ def collect_garbage(
     A step can never be completed where it is not whole, a later step is whole, and none of its files
     is newer than that one: every rank has gone past it. Of such a step the model is removed
     first, and the rest once that is durable, so that a crash never leaves what looks more complete
-    than before. Where a save is running in the same directory, no step is removed.
+    than before. Where a save or an export is running in the same directory, no step is removed.
+
+    The same goes for what the other ranks of a `CheckpointManager` have saved of a checkpoint that is gone,
+    or that rank 0 never finished.
 
     Args:
         path: A checkpoint directory, a directory above such, or several of these.
@@ -118,20 +119,21 @@ class _Collection:
         for files in directory.steps:
             if files.kept:
                 self._remove_replaced(directory.path, files)
-        if directory.steps:
-            self._look_at_steps(directory)
+        for name in directory.stages:
+            self._remove_stage(os.path.join(directory.path, name))
+        self._look_at_steps(directory)
+        self._look_at_files_of_ranks(directory)
 
     # Temporary files.
 
     def _remove_temporary(self, directory: Directory) -> None:
         path = directory.path
         try:
-            stale = _native.remove_stale(path, dry_run=True)
+            live, stale = divide_temporaries(path, directory.leftovers)
         except OSError as error:
             self.fail(error, path)
             return
-        ours = [name for name in directory.leftovers if _TEMPORARY.fullmatch(name)]
-        self._live += [os.path.join(path, name) for name in ours if name not in stale]
+        self._live += [os.path.join(path, name) for name in live]
         sizes = {name: self._space.look(os.path.join(path, name)) for name in stale}
         error_text = None
         gone: set[str] = set()
@@ -153,6 +155,28 @@ class _Collection:
                     error=None if name in gone else error_text,
                 )
             )
+
+    # Directories of exports.
+
+    def _remove_stage(self, path: str) -> None:
+        with claimed(path) as is_stale:
+            if not is_stale:
+                if os.path.lexists(path):
+                    self._live.append(path)
+                return
+            files = files_in(path)
+            nbytes = sum(map(self._space.look, files))
+            error_text = None
+            if not self._dry_run:
+                try:
+                    remove_stage(path)
+                except OSError as error:
+                    error_text = self.fail(error, path)
+        for file in files:
+            if self._dry_run or not os.path.lexists(file):
+                self._space.count(file)
+        removed = error_text is None and not self._dry_run
+        self._files.append(GarbageFile(path, GarbageKind.EXPORT, nbytes, removed, error=error_text))
 
     # Second names.
 
@@ -184,15 +208,31 @@ class _Collection:
     # Steps that are not whole.
 
     def _look_at_steps(self, directory: Directory) -> None:
-        judge = _StepJudge(directory)
+        judge = StepJudge(directory)
         for files in sorted(directory.steps, key=lambda files: files.step, reverse=True):
             try:
                 judge.look(files)
             except OSError as error:
                 self.fail(error, directory.path)
-        is_saved_to = any(os.path.dirname(path) == directory.path for path in self._live)
-        for step in reversed(judge.unfinished):
-            removable = step.state is StepState.ABANDONED and not is_saved_to
+        self._list_or_remove(directory, judge.unfinished[::-1])
+
+    def _look_at_files_of_ranks(self, directory: Directory) -> None:
+        checkpoints = group_by_checkpoint(directory.others)
+        judge = RankFilesJudge(directory.path, checkpoints)
+        unfinished = []
+        for files in checkpoints:
+            if files.name is not None:
+                continue
+            try:
+                unfinished.append(judge.look(files))
+            except OSError as error:
+                self.fail(error, directory.path)
+        self._list_or_remove(directory, unfinished)
+
+    def _list_or_remove(self, directory: Directory, unfinished: Sequence[UnfinishedStep]) -> None:
+        is_used = any(os.path.dirname(path) == directory.path for path in self._live)
+        for step in unfinished:
+            removable = step.state is StepState.ABANDONED and not is_used
             if not (removable and self._incomplete):
                 self._steps.append(step)
                 continue
@@ -203,8 +243,8 @@ class _Collection:
         sizes = {path: self._space.look(path) for path in step.files}
         errors = {}
         if not self._dry_run:
-            models = [path for path in step.files if _is_model(path)]
-            others = [path for path in step.files if not _is_model(path)]
+            models = [path for path in step.files if is_model(path)]
+            others = [path for path in step.files if not is_model(path)]
             errors = self._removal.unlink_in_order(step.directory, models, others, what="model")
         for path, nbytes in sizes.items():
             error_text = errors.get(path)
@@ -217,119 +257,3 @@ class _Collection:
         self._files.append(file)
         if file.error is None:
             self._space.count(file.path)
-
-
-class _StepJudge:
-    """Looks at the steps of a directory, the highest first, and keeps those that are not whole."""
-
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory.path
-        # Of the whole steps so far: when the last file of each was written.
-        self._whole: list[int] = []
-        self.unfinished: list[UnfinishedStep] = []
-
-    def look(self, files: StepFiles) -> None:
-        """Judge one step; every step above it has been looked at.
-
-        Raises:
-            OSError: One of its files cannot be read.
-        """
-        try:
-            save = read_save(self._directory, files.step, optimizer=True)
-        except FileNotFoundError as error:
-            # IncompleteCheckpointError is one too.
-            self._add(files, self._state(files), error)
-        except CheckpointError as error:
-            self._add(files, StepState.DAMAGED, error)
-        else:
-            self._whole.append(_newest_change(save.paths()))
-
-    def _state(self, files: StepFiles) -> StepState:
-        if not self._is_left_behind(files):
-            return StepState.UNDER_WAY
-        if not _are_ours(self._directory, files):
-            return StepState.FOREIGN
-        if not files.shards and not files.kept and self._loads_model(files):
-            return StepState.MODEL_ONLY
-        return StepState.ABANDONED
-
-    def _is_left_behind(self, files: StepFiles) -> bool:
-        """Whether a later step is whole, and was written after this one.
-
-        Steps alone do not tell: a run that was started again from an early step writes steps below
-        those of the first run.
-        """
-        return bool(self._whole) and _newest_change(self._paths(files)) <= max(self._whole)
-
-    def _loads_model(self, files: StepFiles) -> bool:
-        try:
-            read_save(self._directory, files.step, optimizer=False)
-        except (CheckpointError, FileNotFoundError):
-            return False
-        return True
-
-    def _add(self, files: StepFiles, state: StepState, error: Exception) -> None:
-        paths = self._paths(files)
-        self.unfinished.append(
-            UnfinishedStep(
-                directory=self._directory,
-                step=files.step,
-                state=state,
-                reason=str(error),
-                loads_model=state is not StepState.DAMAGED and self._loads_model(files),
-                nbytes=sum(_size(path) for path in paths),
-                files=tuple(paths),
-            )
-        )
-
-    def _paths(self, files: StepFiles) -> list[str]:
-        """Return the paths of a step's files, models first, and each manifest behind its meta.
-
-        A meta without its manifest is taken at its word: gone first, the manifest could make a model of
-        one save and a meta of another look like one step.
-        """
-        names = [*files.names(), *files.kept_names()]
-        paths = [os.path.join(self._directory, name) for name in names]
-        return sorted(paths, key=lambda path: (not _is_model(path), _role(path) == "manifest"))
-
-
-def _are_ours(directory: str, files: StepFiles) -> bool:
-    """Whether fastckpt has written all archives of a step."""
-    names = [*filter(None, [files.model]), *files.shards.values()]
-    if not names:
-        return files.manifest is not None or bool(files.kept)
-    return all(_is_marked(os.path.join(directory, name)) for name in names)
-
-
-def _is_marked(path: str) -> bool:
-    try:
-        return _native.Archive.open(path).save_mark is not None
-    except (CheckpointError, FileNotFoundError):
-        return False
-
-
-def _is_model(path: str) -> bool:
-    return _role(path) == "model"
-
-
-def _role(path: str) -> str | None:
-    named = parse_name(own_name(os.path.basename(path)))
-    return None if named is None else named.role
-
-
-def _newest_change(paths: list[str]) -> int:
-    """Return when the last of these files was written, in nanoseconds."""
-    times = []
-    for path in paths:
-        try:
-            times.append(os.lstat(path).st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    return max(times, default=0)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.lstat(path).st_size
-    except OSError:
-        return 0

@@ -5,12 +5,17 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fastckpt._steps.checkpoint_names import step_name
+from fastckpt._verdict import Judged
+
 
 class GarbageKind(str, enum.Enum):
     """Why a file is garbage."""
 
     #: Of a save whose process died before the file was whole.
     TEMPORARY = "temporary"
+    #: The hidden directory of an export whose process died before its files were whole.
+    EXPORT = "export"
     #: The second name of a file that a newer, whole save has replaced.
     REPLACED = "replaced"
     #: Of a step that can never be completed.
@@ -34,14 +39,14 @@ class StepState(str, enum.Enum):
 
 @dataclass(frozen=True)
 class GarbageFile:
-    """One file that nobody needs.
+    """One file, or one directory of an export, that nobody needs.
 
     Attributes:
         path: The file.
         kind: Why nobody needs it.
-        nbytes: Its size in bytes.
+        nbytes: Its size in bytes; of a directory, that of the files in it.
         removed: Whether it has been removed; False in a dry run.
-        step: The step that it belonged to; None for a temporary file.
+        step: The step that it belonged to; None for a temporary file and for an export.
         error: Why it could not be removed.
     """
 
@@ -55,11 +60,12 @@ class GarbageFile:
 
 @dataclass(frozen=True)
 class UnfinishedStep:
-    """One step that is not whole.
+    """One step that is not whole, or files of ranks whose checkpoint is not there.
 
     Attributes:
         directory: Where its files are.
         step: The step.
+        epoch: Of files of ranks of a `CheckpointManager`, the epoch; None for a step of nanochat's.
         state: What is known of it. Only ABANDONED ones are ever removed.
         reason: What is missing or wrong, a sentence.
         loads_model: Whether its model and meta are whole, and load without the optimizer.
@@ -76,17 +82,24 @@ class UnfinishedStep:
     nbytes: int
     files: tuple[str, ...]
     removed: bool = False
+    epoch: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        return step_name(self.step, self.epoch)
 
 
 @dataclass(frozen=True)
-class GcReport:
+class GcReport(Judged):
     """What `fastckpt.collect_garbage` found and removed.
 
     Attributes:
         files: Garbage, removed or (in a dry run) to be removed. Files of steps that can never be
             completed are among them only with `incomplete`.
         steps: Steps that are not whole, by directory and step.
-        live: Temporary files of saves that run now, or whose owner cannot be told.
+        live: Temporary files of saves, and directories of exports, that run now or whose owner cannot be
+            told.
         errors: What could not be listed, read or removed: path and message.
         not_found: Paths that were given and are no directories.
         freed_nbytes: Bytes of disk space that the removal frees (or, in a dry run, would free). A
@@ -106,17 +119,7 @@ class GcReport:
 
     @property
     def status(self) -> str:
-        """The verdict: "good", "not_found" or "io_error"."""
+        """The verdict: "good" if all was listed, and all that was to be removed is gone; "not_found", "io_error"."""
         if self.errors:
             return "io_error"
         return "not_found" if self.not_found else "good"
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt gc` for this report; the same numbers as those of verify."""
-        return {"good": 0, "not_found": 4, "io_error": 6}[self.status]
-
-    @property
-    def ok(self) -> bool:
-        """Whether all was listed, and all that was to be removed is gone."""
-        return self.exit_code == 0

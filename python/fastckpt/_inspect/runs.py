@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import enum
-import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 
 from fastckpt._contents.plain_values import PlainValues
 from fastckpt._steps.checkpoint_names import BEST_NAME
@@ -18,98 +15,14 @@ from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 from .files import decode_meta_values, inspect_file, read_meta_values
 from .names import name_of_file
 from .report import FileContents, UncoveredFormatError
+from .run_report import CheckpointRow, DirectoryContents, RunContents, State
+from .sizes import Sizes
 
 _Path = str | os.PathLike[str]
-_Key = tuple[int, int]
 
 _SAFETENSORS_SUFFIX = ".safetensors"
 # Where a checkpoint of `CheckpointManager` says how many ranks have saved it.
 _WORLD_SIZE = "rng_states.world_size"
-
-
-class State(str, enum.Enum):
-    """Whether a checkpoint can be loaded, as far as its structure tells; `verify` reads its bytes."""
-
-    WHOLE = "whole"
-    #: A file is missing, or of another save.
-    TORN = "torn"
-    DAMAGED = "damaged"
-    #: A format that cannot be looked into.
-    UNCOVERED = "uncovered"
-    #: The operating system could not read it.
-    UNREADABLE = "unreadable"
-
-
-@dataclass(frozen=True)
-class CheckpointRow:
-    """One checkpoint: a step of nanochat's naming, or a file with what belongs to it.
-
-    Attributes:
-        name: Its first file.
-        step: Its step.
-        epoch: Its epoch.
-        state: Whether it is whole.
-        problem: Why not.
-        nbytes: Size of its files, each file on disk counted once.
-        model_nbytes: Size of the model: of its file, or of the tensors in a file that holds more.
-        optimizer_nbytes: Size of the optimizer's state, of all ranks.
-        ranks: How many ranks have saved a part of it.
-        metrics: The numbers that were measured, by name.
-        files: Names of its files.
-        is_best: Whether `best_model.pt` is another name of it.
-    """
-
-    name: str
-    step: int | None
-    epoch: int | None
-    state: State
-    problem: str | None
-    nbytes: int
-    model_nbytes: int | None
-    optimizer_nbytes: int | None
-    ranks: int
-    metrics: Mapping[str, int | float]
-    files: tuple[str, ...]
-    is_best: bool = False
-
-
-@dataclass(frozen=True)
-class RunContents:
-    """What one directory holds.
-
-    Attributes:
-        directory: Its path.
-        checkpoints: By step, those without one last.
-        nbytes: Size of their files, each file on disk counted once.
-        newest: Step of the newest that is whole.
-        freed_nbytes: What removing all older than that would free; files that have names elsewhere free
-            nothing.
-    """
-
-    directory: str
-    checkpoints: tuple[CheckpointRow, ...]
-    nbytes: int
-    newest: int | None
-    freed_nbytes: int
-
-
-@dataclass(frozen=True)
-class DirectoryContents:
-    """What a directory and those below it hold.
-
-    Attributes:
-        path: As it was given.
-        runs: The directories in which there are checkpoints.
-        nbytes: Size of all, each file on disk counted once.
-        leftovers: Temporary files of saves, running or interrupted.
-        errors: (path, words) of directories that could not be listed.
-    """
-
-    path: str
-    runs: tuple[RunContents, ...]
-    nbytes: int
-    leftovers: tuple[str, ...]
-    errors: tuple[tuple[str, str], ...]
 
 
 def inspect(path: _Path) -> FileContents | DirectoryContents:
@@ -146,7 +59,7 @@ def inspect_directory(path: str) -> DirectoryContents:
     runs = []
     leftovers: list[str] = []
     errors: list[tuple[str, str]] = []
-    sizes = _Sizes()
+    sizes = Sizes()
     for found in walk_directories(path, set()):
         if isinstance(found, OSError):
             if found.filename == path:
@@ -160,9 +73,9 @@ def inspect_directory(path: str) -> DirectoryContents:
     return DirectoryContents(path, tuple(runs), sizes.nbytes(), tuple(leftovers), tuple(errors))
 
 
-def _inspect_run(directory: Directory, all_sizes: _Sizes) -> RunContents | None:
+def _inspect_run(directory: Directory, all_sizes: Sizes) -> RunContents | None:
     path = directory.path
-    sizes = _Sizes()
+    sizes = Sizes()
     rows = [_step_row(path, files, sizes) for files in directory.steps]
     rows += _file_rows(path, [*directory.others, *_safetensors_names(path)], sizes)
     if not rows:
@@ -185,7 +98,7 @@ def _order(row: CheckpointRow) -> tuple[bool, int, str]:
 # Steps of nanochat's naming.
 
 
-def _step_row(directory: str, files: StepFiles, sizes: _Sizes) -> CheckpointRow:
+def _step_row(directory: str, files: StepFiles, sizes: Sizes) -> CheckpointRow:
     names = [*files.names(), *files.kept_names()]
     state, problem = State.WHOLE, None
     model = None if files.model is None else os.path.join(directory, files.model)
@@ -235,7 +148,7 @@ def _judge(error: Exception) -> tuple[State, str]:
 # Files, each a checkpoint.
 
 
-def _file_rows(directory: str, names: list[str], sizes: _Sizes) -> Iterator[CheckpointRow]:
+def _file_rows(directory: str, names: list[str], sizes: Sizes) -> Iterator[CheckpointRow]:
     parts: dict[str, dict[int, str]] = {}
     main: list[str] = []
     best = None
@@ -266,7 +179,7 @@ def _main_name(name: str) -> str:
 
 
 def _file_row(
-    directory: str, name: str, ranks: dict[int, str], sizes: _Sizes, *, is_best: bool = False
+    directory: str, name: str, ranks: dict[int, str], sizes: Sizes, *, is_best: bool = False
 ) -> CheckpointRow:
     files = (name, *(ranks[rank] for rank in sorted(ranks)))
     nbytes = sizes.of(os.path.join(directory, each) for each in files)
@@ -313,7 +226,7 @@ def _missing_parts(ranks: dict[int, str], contents: FileContents) -> str | None:
 
 
 def _row_without_file(
-    directory: str, name: str, ranks: dict[int, str], sizes: _Sizes
+    directory: str, name: str, ranks: dict[int, str], sizes: Sizes
 ) -> CheckpointRow:
     files = tuple(ranks[rank] for rank in sorted(ranks))
     named = name_of_file(name)
@@ -338,47 +251,3 @@ def _safetensors_names(path: str) -> list[str]:
     except OSError:
         # It was listed a moment ago.
         return []
-
-
-@dataclass
-class _Sizes:
-    """Sizes of files, by what they are on the disk: a second name takes no room."""
-
-    _files: dict[_Key, tuple[int, int]] = field(default_factory=dict)
-
-    def key(self, path: str) -> _Key | None:
-        """Look at a file; return what it is on the disk, None if it is not there any more."""
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            if error.errno in {errno.ENOENT, errno.ELOOP, errno.EACCES}:
-                return None
-            raise
-        key = (status.st_dev, status.st_ino)
-        self._files[key] = (status.st_size, status.st_nlink)
-        return key
-
-    def of(self, paths: Iterable[str]) -> int:
-        """Return the size of some files, each on the disk counted once."""
-        keys = {self.key(path) for path in paths}
-        return sum(self._files[key][0] for key in keys if key is not None)
-
-    def nbytes(self) -> int:
-        """Return the size of all that were looked at."""
-        return sum(nbytes for nbytes, _ in self._files.values())
-
-    def freed_nbytes(self, paths: Iterable[str]) -> int:
-        """Return what removing these names would free."""
-        names: dict[_Key, set[str]] = {}
-        for path in paths:
-            # With a link goes the link alone.
-            key = None if os.path.islink(path) else self.key(path)
-            if key is not None:
-                names.setdefault(key, set()).add(path)
-        return sum(
-            self._files[key][0] for key, gone in names.items() if len(gone) >= self._files[key][1]
-        )
-
-    def add(self, other: _Sizes) -> None:
-        """Take in what another has looked at."""
-        self._files.update(other._files)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastckpt._contents.identity import identity
+from fastckpt._steps.left_behind import divide_temporaries, is_left_behind, newest_change
 from fastckpt._steps.removal import Removal
 from fastckpt._verify.report import FileReport, Status
 from fastckpt._verify.verify import verify
@@ -146,26 +147,25 @@ class Plan:
         return None
 
     def _left_behind(self) -> list[str]:
-        if not self.counted:
+        """Return the files of ranks that nobody will complete; none while a save is running here."""
+        if not self.family.orphans or not self.counted:
             return []
-        newest = self.counted[-1]
-        written = max((each.changed_ns for each in newest.identities if each), default=0)
+        directory = self.counted[-1].directory
         paths = []
-        for files in self.family.orphans:
-            for name in files.rank_names() if files.step < newest.step else ():
-                path = os.path.join(newest.directory, name)
-                # A run that was started again from an early step has newer ones below.
-                if self._is_older(path, written):
-                    paths.append(path)
-        return paths
-
-    def _is_older(self, path: str, changed_ns: int) -> bool:
         try:
-            found = identity(path)
+            for files in self.family.orphans:
+                later = [
+                    each.changed_ns
+                    for candidate in self.counted
+                    for each in candidate.identities
+                    if each is not None and candidate.step > files.step
+                ]
+                found = [os.path.join(directory, name) for name in files.rank_names()]
+                paths += found if is_left_behind(newest_change(found), later) else []
+            return [] if divide_temporaries(directory, os.listdir(directory))[0] else paths
         except OSError as error:
-            self._removal.fail(error, path)
-            return False
-        return found is not None and found.changed_ns <= changed_ns
+            self._removal.fail(error, directory)
+            return []
 
 
 def _is_held(candidate: Candidate) -> bool:

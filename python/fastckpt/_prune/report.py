@@ -5,6 +5,9 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fastckpt._steps.checkpoint_names import step_name
+from fastckpt._verdict import Judged
+
 
 class Fate(str, enum.Enum):
     """What becomes of a checkpoint."""
@@ -59,13 +62,11 @@ class PrunedCheckpoint:
     @property
     def name(self) -> str:
         """What it is called in messages."""
-        return (
-            f"step {self.step}" if self.epoch is None else f"epoch {self.epoch}, step {self.step}"
-        )
+        return step_name(self.step, self.epoch)
 
 
 @dataclass(frozen=True)
-class PruneReport:
+class PruneReport(Judged):
     """What `fastckpt.prune` found and removed.
 
     Attributes:
@@ -101,7 +102,7 @@ class PruneReport:
 
     @property
     def status(self) -> str:
-        """The verdict: "good", "damaged", "blocked", "not_found" or "io_error"."""
+        """The verdict: "good" if all that was to be removed is gone; "damaged", "blocked", "not_found", "io_error"."""
         if self.errors:
             return "io_error"
         if any(checkpoint.fate is Fate.DAMAGED for checkpoint in self.checkpoints):
@@ -109,14 +110,3 @@ class PruneReport:
         if self.blocked:
             return "blocked"
         return "good" if self.found else "not_found"
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt prune` for this report."""
-        codes = {"good": 0, "damaged": 1, "blocked": 1, "not_found": 4, "io_error": 6}
-        return codes[self.status]
-
-    @property
-    def ok(self) -> bool:
-        """Whether all that was to be removed is gone, and nothing damaged was met."""
-        return self.exit_code == 0

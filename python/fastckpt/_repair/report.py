@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
+
 
 class Outcome(str, enum.Enum):
     """What the new file holds."""
@@ -57,7 +59,7 @@ class LostTensor:
 
 
 @dataclass(frozen=True)
-class RepairReport:
+class RepairReport(Judged):
     """What `fastckpt.repair` did.
 
     Attributes:
@@ -81,16 +83,6 @@ class RepairReport:
     notes: tuple[str, ...]
 
     @property
-    def ok(self) -> bool:
-        """Whether everything was salvaged: the file was good, or only its framing was damaged."""
-        return self.outcome is Outcome.WHOLE
-
-    @property
     def status(self) -> str:
-        """The verdict: "good", or "damaged" where something is missing."""
-        return "good" if self.ok else "damaged"
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt repair` for this report."""
-        return 0 if self.ok else 1
+        """The verdict: "good" if the file was good or only its framing damaged, else "damaged"."""
+        return "good" if self.outcome is Outcome.WHOLE else "damaged"

@@ -42,3 +42,8 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
     if match is None:
         return None
     return CheckpointName(int(match["step"]), int(match["epoch"]), int(match["rank"] or 0))
+
+
+def step_name(step: int, epoch: int | None) -> str:
+    """Return what a checkpoint is called in messages; one of nanochat's has no epoch."""
+    return f"step {step}" if epoch is None else f"epoch {epoch}, step {step}"

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .checkpoint_names import BEST_NAME, parse_checkpoint_name
@@ -48,6 +49,12 @@ def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
     except OSError as error:
         error.strerror = f"{error.strerror}, while listing the directory"
         raise
+    best = BEST_NAME if BEST_NAME in names else None
+    return group_by_checkpoint(names), best
+
+
+def group_by_checkpoint(names: Iterable[str]) -> list[ManagerFiles]:
+    """Return the checkpoints that these names are of, by step and epoch; other names are left out."""
     found: dict[tuple[int, int], ManagerFiles] = {}
     for name in names:
         parsed = parse_checkpoint_name(name)
@@ -59,5 +66,4 @@ def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
             files.name = name
         else:
             files.ranks[parsed.rank] = name
-    best = BEST_NAME if BEST_NAME in names else None
-    return [found[key] for key in sorted(found)], best
+    return [found[key] for key in sorted(found)]

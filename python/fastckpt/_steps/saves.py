@@ -12,17 +12,16 @@ shards 0 to the highest without a gap, their step is whole. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt.errors import CheckpointError, ChecksumError, FormatError
 
-from .manifest import Manifest, read_manifest
-from .parts import NO_SAVE_ID, Part, open_part, own_name
+from .opened import OpenedFiles
+from .parts import NO_SAVE_ID, Part
 from .problems import Problem, Wording
-from .survey import StepFiles, StepName, absent_ranks, parse_name, survey_steps
+from .survey import StepFiles, StepName, absent_ranks, survey_steps
 
 # A reader that meets a running save looks again. Each look takes less time than the fsyncs of a
 # save, so the second mostly succeeds; the limit is for a directory that changes without end.
@@ -106,22 +105,18 @@ class StepSaves:
     def __init__(self, directory: str, files: StepFiles, *, hold: int | None = None) -> None:
         self._directory = directory
         self._files = files
-        self._hold = hold
         self._words = Wording(directory, files)
-        self._parts: dict[str, Part] = {}
-        self._manifests: dict[str, Manifest] = {}
-        self._metas: dict[str, bytes] = {}
+        self._opened = OpenedFiles(directory, files, hold=hold)
 
     def newest_whole(self, *, optimizer: bool, rank: int | None = None) -> StepSave:
         """Return the newest save that has what is asked for; for the errors see `read_save`."""
         save_id = self._newest_whole(optimizer=optimizer)
         if rank is not None:
             # Not part of the choice: all ranks have to choose the same save.
-            model = self._find(save_id, lambda files: files.model)
-            for problem in (
-                () if model is None else self._rank_problems(save_id, self.part(model), rank)
-            ):
-                raise self._words.incomplete(problem)
+            model = self._opened.find_model(save_id)
+            if model is not None:
+                for problem in self._rank_problems(save_id, self._opened.part(model), rank):
+                    raise self._words.incomplete(problem)
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
@@ -139,7 +134,7 @@ class StepSaves:
         """Return the save of the visible model, if it is whole; else raise what is wrong with it."""
         if self._files.model is None:
             raise self._words.missing_model()
-        save_id = self.part(self._files.model).save_id
+        save_id = self._opened.part(self._files.model).save_id
         for problem in self._problems(save_id, optimizer=optimizer):
             raise self._words.incomplete(problem)
         return save_id
@@ -148,7 +143,7 @@ class StepSaves:
         """Return a save of which the model is kept, if it is whole."""
         model = self._files.kept[save_id].model
         try:
-            if model is None or self.part(model).save_id != save_id:
+            if model is None or self._opened.part(model).save_id != save_id:
                 return None
             if any(self._problems(save_id, optimizer=optimizer)):
                 return None
@@ -157,73 +152,35 @@ class StepSaves:
             # Damaged; what is wrong with the visible save is what will be said.
             return None
 
+    def state(self) -> object:
+        """Return what was seen, to be compared with what is seen later."""
+        return self._opened.state()
+
     def problems(self) -> list[Problem]:
         """Return all that keeps the visible save from being whole, every rank's shard included."""
         if self._files.model is None:
             return list(self._words.without_model())
-        return list(self._problems(self.part(self._files.model).save_id, optimizer=True))
-
-    def part(self, name: str) -> Part:
-        """Open an archive of the step, once."""
-        if name not in self._parts:
-            part = open_part(os.path.join(self._directory, name))
-            self._parts[name] = part if self._is_held(name) else part.closed()
-        return self._parts[name]
-
-    def _is_held(self, name: str) -> bool:
-        named = parse_name(own_name(name))
-        return named is not None and (named.role == "model" or named.rank == self._hold)
-
-    def state(self) -> object:
-        """Return what was seen, to be compared with what is seen later."""
-        marks = {name: (part.save_id, part.content_hash) for name, part in self._parts.items()}
-        manifests = {name: manifest.save_id for name, manifest in self._manifests.items()}
-        return self._files, marks, manifests, dict(self._metas)
-
-    def save_id_of(self, name: str) -> int:
-        """Return which save a visible file is of; NO_SAVE_ID where nothing says."""
-        named = parse_name(name)
-        if named is None or named.role in {"model", "optimizer"}:
-            return self.part(name).save_id
-        if named.role == "manifest":
-            return self.manifest(name).save_id
-        if self._files.manifest is None:
-            return NO_SAVE_ID if self._files.model is None else self.part(self._files.model).save_id
-        meta = self._read_meta(name)
-        # Between two renames of a save, the manifest is the new one and the meta still the old.
-        manifests = [kept.manifest for kept in self._files.kept.values()]
-        for manifest in (self._files.manifest, *filter(None, manifests)):
-            # Another rank may have removed what was kept.
-            with suppress(FileNotFoundError):
-                if self.manifest(manifest).describes_meta(meta):
-                    return self.manifest(manifest).save_id
-        return NO_SAVE_ID
-
-    def manifest(self, name: str) -> Manifest:
-        """Read a manifest of the step, once."""
-        if name not in self._manifests:
-            self._manifests[name] = read_manifest(os.path.join(self._directory, name))
-        return self._manifests[name]
-
-    # What belongs to one save.
+        return list(self._problems(self._opened.part(self._files.model).save_id, optimizer=True))
 
     def _problems(self, save_id: int, *, optimizer: bool) -> Iterator[Problem]:
-        model = self._find(save_id, lambda files: files.model)
+        model = self._opened.find_model(save_id)
         if model is None:
             yield self._words.problem(StepName("model", self._files.step))
             return
         if optimizer:
-            yield from self._shard_problems(save_id, self.part(model))
+            yield from self._shard_problems(save_id, self._opened.part(model))
         yield from self._meta_problems(save_id)
 
     def _shard_problems(self, save_id: int, model: Part) -> Iterator[Problem]:
         if save_id == NO_SAVE_ID:
-            there = set(self._shards_without_id())
+            there = set(self._opened.shards_without_id())
             shards = max(there, default=-1) + 1
         else:
             shards = model.shards
-            ranks = {*self._files.shards, *self._kept_shards(save_id)}
-            there = {r for r in ranks if r < shards and self._find_shard(save_id, r) is not None}
+            ranks = self._opened.ranks(save_id)
+            there = {
+                r for r in ranks if r < shards and self._opened.find_shard(save_id, r) is not None
+            }
         absent, more = absent_ranks(there, shards)
         for rank in absent:
             yield self._words.problem(StepName("optimizer", self._files.step, rank), shards)
@@ -232,17 +189,17 @@ class StepSaves:
 
     def _rank_problems(self, save_id: int, model: Part, rank: int) -> Iterator[Problem]:
         """Look for the shard of one rank, which may lie beyond those that the save counts."""
-        if self._shard_of(save_id, model, rank) is None:
+        if self._opened.shard_of(save_id, model, rank) is None:
             yield self._words.problem(StepName("optimizer", self._files.step, rank), model.shards)
 
     def _meta_problems(self, save_id: int) -> Iterator[Problem]:
         name = StepName("meta", self._files.step)
-        manifest = self._find_manifest(save_id)
+        manifest = self._opened.find_manifest(save_id)
         if manifest is None and save_id != NO_SAVE_ID and self._files.manifest is not None:
-            if self._kept(save_id, lambda files: files.meta) is None:
+            if not self._opened.keeps_meta(save_id):
                 yield self._words.problem(StepName("manifest", self._files.step))
             return
-        if self._find_meta(save_id) is not None:
+        if self._opened.find_meta(save_id) is not None:
             return
         if manifest is not None and manifest == self._files.manifest and self._files.meta:
             # A save makes its model visible after its meta: this one was changed since.
@@ -251,23 +208,23 @@ class StepSaves:
 
     def _assemble(self, save_id: int, *, optimizer: bool, rank: int | None) -> StepSave:
         """Put a save together that has no problems."""
-        model_name = self._find(save_id, lambda files: files.model)
-        meta = self._find_meta(save_id)
+        model_name = self._opened.find_model(save_id)
+        meta = self._opened.find_meta(save_id)
         if model_name is None or meta is None:
             raise AssertionError
-        model = self.part(model_name)
-        manifest = self._find_manifest(save_id)
+        model = self._opened.part(model_name)
+        manifest = self._opened.find_manifest(save_id)
         shards: dict[int, str] = {}
         if optimizer and save_id == NO_SAVE_ID:
-            shards = self._shards_without_id()
+            shards = self._opened.shards_without_id()
         elif optimizer:
-            found = {r: self._find_shard(save_id, r) for r in range(model.shards)}
+            found = {r: self._opened.find_shard(save_id, r) for r in range(model.shards)}
             shards = {rank: name for rank, name in found.items() if name is not None}
         shard = None
         if rank is not None:
-            shard_name = self._shard_of(save_id, model, rank)
-            shard = None if shard_name is None else self.part(shard_name)
-        parts = [model, *map(self.part, shards.values()), *([shard] if shard else [])]
+            shard_name = self._opened.shard_of(save_id, model, rank)
+            shard = None if shard_name is None else self._opened.part(shard_name)
+        parts = [model, *map(self._opened.part, shards.values()), *([shard] if shard else [])]
         if manifest is not None:
             self._compare_with_manifest(manifest, parts, model)
         directory = self._directory
@@ -283,75 +240,8 @@ class StepSaves:
             shard=shard,
         )
 
-    def _find(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:
-        """Return the archive of a save, under its own name or the one it was kept under."""
-        name = pick(self._files)
-        if name is not None and self.part(name).save_id == save_id:
-            return name
-        return self._kept(save_id, pick)
-
-    def _kept(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:
-        kept = self._files.kept.get(save_id)
-        return None if kept is None else pick(kept)
-
-    def _find_shard(self, save_id: int, rank: int) -> str | None:
-        return self._find(save_id, lambda files: files.shards.get(rank))
-
-    def _shard_of(self, save_id: int, model: Part, rank: int) -> str | None:
-        """Return the shard of a rank: of this save, or without an id where the save counts none."""
-        if save_id == NO_SAVE_ID:
-            return self._shards_without_id().get(rank)
-        name = self._find_shard(save_id, rank)
-        if name is None and rank >= model.shards:
-            # Without a process group, ranks above 0 do not know of the save that they belong to.
-            return self._find_shard(NO_SAVE_ID, rank)
-        return name
-
-    def _shards_without_id(self) -> dict[int, str]:
-        """Return the shards of a step whose model carries no save id."""
-        ranks = {*self._files.shards, *self._kept_shards(NO_SAVE_ID)}
-        found = {rank: self._find_shard(NO_SAVE_ID, rank) for rank in sorted(ranks)}
-        shards = {rank: name for rank, name in found.items() if name is not None}
-        if shards or len({self.part(name).save_id for name in self._files.shards.values()}) != 1:
-            return shards
-        # The model alone was saved again, by torch.save: the shards are still those of one save.
-        return dict(self._files.shards)
-
-    def _kept_shards(self, save_id: int) -> dict[int, str]:
-        kept = self._files.kept.get(save_id)
-        return {} if kept is None else kept.shards
-
-    def _find_manifest(self, save_id: int) -> str | None:
-        if save_id == NO_SAVE_ID:
-            return None
-        kept = self._kept(save_id, lambda files: files.manifest)
-        for name in (kept, self._files.manifest):
-            if name is not None:
-                manifest = self.manifest(name)
-                if (manifest.save_id, manifest.step) == (save_id, self._files.step):
-                    return name
-        return None
-
-    def _find_meta(self, save_id: int) -> tuple[str, bytes] | None:
-        """Return name and contents of the meta of a save."""
-        manifest = self._find_manifest(save_id)
-        kept = self._kept(save_id, lambda files: files.meta)
-        for name in (kept, self._files.meta):
-            if name is None:
-                continue
-            meta = self._read_meta(name)
-            if manifest is None or self.manifest(manifest).describes_meta(meta):
-                return name, meta
-        return None
-
-    def _read_meta(self, name: str) -> bytes:
-        if name not in self._metas:
-            path = os.path.join(self._directory, name)
-            self._metas[name] = read_small_file(path, "a meta file", META_NBYTES_MAX)
-        return self._metas[name]
-
     def _compare_with_manifest(self, name: str, parts: list[Part], model: Part) -> None:
-        manifest = self.manifest(name)
+        manifest = self._opened.manifest(name)
         path = os.path.join(self._directory, name)
         if manifest.shards != model.shards:
             raise FormatError(

@@ -11,6 +11,7 @@ import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
+from fastckpt._stages import is_stage
 from fastckpt._verify.report import Role
 
 # Six digits, more from a million on; a name with other zeros is none that a loader would open.
@@ -148,6 +149,8 @@ class Directory:
     others: list[str]
     #: Temporary files of saves, running or interrupted.
     leftovers: list[str]
+    #: Hidden directories of exports, running or interrupted.
+    stages: list[str]
     subdirectories: list[str]
 
 
@@ -169,7 +172,7 @@ def survey_directory(path: str) -> Directory:
     Raises:
         OSError: It cannot be listed.
     """
-    found = Directory(path, [], [], [], [])
+    found = Directory(path, [], [], [], [], [])
     steps: dict[int, StepFiles] = {}
     for name in _list(path):
         if _add_to_steps(steps, name):
@@ -177,7 +180,8 @@ def survey_directory(path: str) -> Directory:
         if _TEMPORARY.fullmatch(name):
             found.leftovers.append(name)
         elif name.startswith("."):
-            continue
+            if is_stage(path, name):
+                found.stages.append(name)
         elif os.path.isdir(os.path.join(path, name)):
             # Before the suffix: Lightning's sharded checkpoints are directories named *.ckpt.
             found.subdirectories.append(name)

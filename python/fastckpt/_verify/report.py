@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from fastckpt._verdict import EXIT_CODES
+
 Checksums = Literal["all", "metadata", "none"]
 Role = Literal["model", "optimizer", "meta", "manifest", "other", "directory"]
 
@@ -29,17 +31,8 @@ class Status(str, enum.Enum):
         """Exit code of the command for this verdict; `strict` makes UNCHECKED a failure."""
         if self is Status.UNCHECKED and not strict:
             return 0
-        return _EXIT_CODES[self]
+        return EXIT_CODES[self.value]
 
-
-_EXIT_CODES = {
-    Status.GOOD: 0,
-    Status.DAMAGED: 1,
-    Status.INCOMPLETE: 3,
-    Status.NOT_FOUND: 4,
-    Status.UNCHECKED: 5,
-    Status.IO_ERROR: 6,
-}
 
 # The first of these that occurs is the verdict of the whole.
 _PRECEDENCE = (

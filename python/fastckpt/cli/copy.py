@@ -10,7 +10,7 @@ import typer
 from fastckpt.cli import exit_codes
 from fastckpt.cli.copy_output import messages, report_document, report_lines
 from fastckpt.cli.options import Json, Task, Threads
-from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
+from fastckpt.cli.output import fail, print_report, printable
 from fastckpt.cli.progress import progress_bar
 
 EPILOG = (
@@ -66,11 +66,11 @@ def _copy(
         message = f"{printable(str(error.filename))}: {error.strerror}"
         hint = "give a run's directory, a step of it (runs/d12@1200), or a .pt file"
         return fail("copy", "not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
-    if as_json:
-        document = report_document(report)
-        print_document("copy", report.status, report.exit_code, report=document)
-    else:
-        print_lines(report_lines(report))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+    return print_report(
+        "copy",
+        report,
+        lines=report_lines,
+        document=report_document,
+        messages=messages,
+        as_json=as_json,
+    )

@@ -7,18 +7,26 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt._copy.report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
+from fastckpt.cli.damages import (
+    DAMAGED,
+    INCOMPLETE,
+    IO_ERROR,
+    NOT_FOUND,
+    damage_document,
+    damage_lines,
+)
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _LABELS = {
     Outcome.COPIED: ("copied", ""),
     Outcome.PRESENT: ("was there", ""),
     Outcome.LINKED: ("linked", ""),
-    Outcome.DAMAGED: ("DAMAGED", "bold red"),
+    Outcome.DAMAGED: DAMAGED,
     Outcome.CONFLICT: ("IN THE WAY", "bold red"),
-    Outcome.INCOMPLETE: ("INCOMPLETE", "yellow"),
+    Outcome.INCOMPLETE: INCOMPLETE,
     Outcome.SKIPPED: ("left out", "yellow"),
-    Outcome.NOT_FOUND: ("NOT FOUND", "red"),
-    Outcome.IO_ERROR: ("I/O ERROR", "bold red"),
+    Outcome.NOT_FOUND: NOT_FOUND,
+    Outcome.IO_ERROR: IO_ERROR,
     Outcome.NOT_REACHED: ("not copied", "yellow"),
 }
 _LABEL_WIDTH = max(len(label) for label, _ in _LABELS.values())
@@ -72,18 +80,7 @@ def _file_lines(file: CopiedFile) -> Iterator[Line]:
         yield Line(f"in the way: {printable(file.path)}", "in the way", "bold red")
         yield Line(f"  what      {printable(file.message or '')}")
     for damage in file.damages:
-        yield Line("")
-        yield Line(f"damaged: {printable(file.source)}", "damaged", "bold red")
-        yield Line(f"  what      {printable(damage.detail)}")
-        if damage.tensors:
-            more = len(damage.tensors) - _NAMES_SHOWN
-            names = ", ".join(damage.tensors[:_NAMES_SHOWN])
-            names += f" and {more} more" if more > 0 else ""
-            yield Line(f"  tensor    {printable(names)}")
-        if damage.record is not None:
-            yield Line(f"  record    {printable(damage.record)}")
-        if damage.nbytes:
-            yield Line(f"  bytes     {damage.offset}-{damage.offset + damage.nbytes - 1}")
+        yield from damage_lines(file.source, damage)
 
 
 def messages(report: CopyReport) -> Iterator[tuple[str, str]]:
@@ -142,16 +139,5 @@ def _file_document(file: CopiedFile) -> dict[str, Any]:
         "nbytes": file.nbytes,
         "outcome": file.outcome.value,
         "message": file.message,
-        "damages": [
-            {
-                "record": damage.record,
-                "tensors": list(damage.tensors),
-                "offset": damage.offset,
-                "nbytes": damage.nbytes,
-                "expected": damage.expected,
-                "found": damage.found,
-                "detail": damage.detail,
-            }
-            for damage in file.damages
-        ],
+        "damages": [damage_document(damage) for damage in file.damages],
     }

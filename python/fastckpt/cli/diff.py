@@ -11,7 +11,7 @@ import typer
 from fastckpt.cli import exit_codes
 from fastckpt.cli.diff_output import markdown_lines, messages, report_document, report_lines
 from fastckpt.cli.options import Json, Task, Threads
-from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
+from fastckpt.cli.output import fail, print_report, printable
 from fastckpt.cli.progress import ProgressFunction, progress_bar
 
 if TYPE_CHECKING:
@@ -85,16 +85,14 @@ def _diff(
     except CheckpointError as error:
         hint = "`fastckpt verify` says what is wrong with a file"
         return give_up("damaged", exit_codes.IO_ERROR, printable(str(error)), hint)
-    if as_json:
-        document = report_document(report)
-        print_document("diff", report.status, report.exit_code, report=document)
-    elif as_md:
-        print_lines(markdown_lines(report, every=every))
-    else:
-        print_lines(report_lines(report, every=every))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+    return print_report(
+        "diff",
+        report,
+        lines=partial(markdown_lines if as_md else report_lines, every=every),
+        document=report_document,
+        messages=messages,
+        as_json=as_json,
+    )
 
 
 def _compare(

@@ -1,16 +1,17 @@
-"""Exit codes of the command that no verdict on a checkpoint decides.
+"""Exit codes of the command, where no report decides.
 
-Those of verdicts are in `fastckpt._verify.report.Status`. Every other non-zero code is a failure.
+Every other non-zero code is a failure.
 """
 
-# As for a file that is verified and damaged.
-DAMAGED = 1
+from fastckpt._verdict import EXIT_CODES
+
+DAMAGED = EXIT_CODES["damaged"]
 USAGE = 2
-# As for a path that is verified and not there.
-NOT_FOUND = 4
+INCOMPLETE = EXIT_CODES["incomplete"]
+NOT_FOUND = EXIT_CODES["not_found"]
 # What cannot be looked into, as `verify --strict` has it for what cannot be checked.
-UNCOVERED = 5
-IO_ERROR = 6
+UNCOVERED = EXIT_CODES["unchecked"]
+IO_ERROR = EXIT_CODES["io_error"]
 # EX_SOFTWARE of sysexits.h. Not 1, Python's own for a traceback: that would read as "damaged".
 INTERNAL = 70
 # 128 + SIGINT, as shells report it.

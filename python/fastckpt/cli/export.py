@@ -36,8 +36,6 @@ _UNITS |= {f"{prefix}B": 1000**power for power, prefix in enumerate("KMGT", star
 _UNITS |= {f"{prefix}IB": 1024**power for power, prefix in enumerate("KMGT", start=1)}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 _PT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_DAMAGED = 1
-_INCOMPLETE = 3
 
 
 def export(
@@ -196,7 +194,7 @@ def _judge(error: Exception, to: str) -> tuple[str, int, str, str | None]:
         )
         return "usage", exit_codes.USAGE, message, "name something else after --to"
     if isinstance(error, IncompleteCheckpointError):
-        return "incomplete", _INCOMPLETE, message, None
+        return "incomplete", exit_codes.INCOMPLETE, message, None
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         message = f"{printable(str(error.filename))}: {error.strerror}"
         return "not_found", exit_codes.NOT_FOUND, message, None
@@ -204,5 +202,5 @@ def _judge(error: Exception, to: str) -> tuple[str, int, str, str | None]:
         return "io_error", exit_codes.IO_ERROR, message, None
     if isinstance(error, ChecksumError):
         hint = "fastckpt repair salvages what is good in it"
-        return "damaged", _DAMAGED, message, hint
-    return "unusable", _DAMAGED, message, None
+        return "damaged", exit_codes.DAMAGED, message, hint
+    return "unusable", exit_codes.DAMAGED, message, None

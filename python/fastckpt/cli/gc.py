@@ -9,7 +9,7 @@ import typer
 
 from fastckpt.cli.gc_output import messages, report_document, report_lines
 from fastckpt.cli.options import Json, Task
-from fastckpt.cli.output import print_document, print_lines, print_message
+from fastckpt.cli.output import print_report
 
 EPILOG = (
     "Exit codes: 0 done, whether there was something to remove or not, 2 usage, 4 no such "
@@ -33,10 +33,10 @@ def gc(
 ) -> Task:
     """Remove what interrupted saves have left behind.
 
-    That is: temporary files of saves whose process has died, and files that a newer save has
-    replaced and that were kept until it was whole. Steps that are not whole although a later one is
-    are listed, and removed with --incomplete. A whole step is never touched. Saves may be running
-    meanwhile, on this machine.
+    That is: temporary files of saves and hidden directories of exports whose process has died, and
+    files that a newer save has replaced and that were kept until it was whole. Steps that are not
+    whole although a later one is, and files of ranks whose checkpoint is gone, are listed, and removed
+    with --incomplete. A whole step is never touched. Saves may be running meanwhile, on this machine.
     """
     return partial(_gc, directories, dry_run=dry_run, incomplete=incomplete, as_json=json)
 
@@ -45,11 +45,11 @@ def _gc(directories: list[str], *, dry_run: bool, incomplete: bool, as_json: boo
     from fastckpt._gc.gc import collect_garbage
 
     report = collect_garbage(directories, dry_run=dry_run, incomplete=incomplete)
-    if as_json:
-        document = report_document(report)
-        print_document("gc", report.status, report.exit_code, report=document)
-    else:
-        print_lines(report_lines(report))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+    return print_report(
+        "gc",
+        report,
+        lines=report_lines,
+        document=report_document,
+        messages=messages,
+        as_json=as_json,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastckpt._gc.report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
@@ -11,6 +11,7 @@ from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _KINDS = {
     GarbageKind.TEMPORARY: "temporary file",
+    GarbageKind.EXPORT: "stale export",
     GarbageKind.REPLACED: "replaced file",
     GarbageKind.INCOMPLETE: "incomplete step",
 }
@@ -41,18 +42,24 @@ def report_lines(report: GcReport) -> Iterator[Line]:
 
 
 def _verdict_line(report: GcReport) -> Line:
-    count = sum(file.error is None for file in report.files)
-    if count == 0:
-        failed = plural(len(report.files), "file")
-        return (
-            Line(f"{_FAILED}: {failed}", _FAILED, "bold red")
-            if report.files
-            else Line("NOTHING TO REMOVE", "NOTHING TO REMOVE", "green")
-        )
+    if not report.files:
+        return Line("NOTHING TO REMOVE", "NOTHING TO REMOVE", "green")
+    gone = [file for file in report.files if file.error is None]
+    if not gone:
+        return Line(f"{_FAILED}: {_counted(report.files)}", _FAILED, "bold red")
     label = "WOULD REMOVE" if report.dry_run else "REMOVED"
     freed = format_nbytes(report.freed_nbytes)
     verb = "would be freed" if report.dry_run else "freed"
-    return Line(f"{label}: {plural(count, 'file')}, {freed} {verb}", label, "green")
+    return Line(f"{label}: {_counted(gone)}, {freed} {verb}", label, "green")
+
+
+def _counted(garbage: Sequence[GarbageFile]) -> str:
+    exports = sum(one.kind is GarbageKind.EXPORT for one in garbage)
+    directories = f"{exports} {'directory' if exports == 1 else 'directories'}"
+    if exports == len(garbage):
+        return directories
+    files = plural(len(garbage) - exports, "file")
+    return f"{files} and {directories}" if exports else files
 
 
 def _by_directory(report: GcReport) -> Iterator[tuple[str, list[GarbageFile]]]:
@@ -79,7 +86,7 @@ def _step_lines(step: UnfinishedStep) -> Iterator[Line]:
     label = _STATES[step.state]
     size = f"{plural(len(step.files), 'file')}, {format_nbytes(step.nbytes)}"
     where = printable(step.directory)
-    yield Line(f"step {step.step} in {where} {label} ({size}): {printable(step.reason)}", label)
+    yield Line(f"{step.name} in {where} {label} ({size}): {printable(step.reason)}", label)
     if step.state is StepState.ABANDONED and step.loads_model:
         yield Line("  its model and meta are whole, and load without the optimizer")
 
@@ -91,15 +98,18 @@ def messages(report: GcReport) -> Iterator[tuple[str, str]]:
     for path, words in report.errors:
         yield "error", f"{printable(path)}: {printable(words)}"
     if report.live:
-        count = plural(len(report.live), "temporary file")
-        example = printable(report.live[0])
-        yield "note", f"{count} of saves that are running, not touched: {example}"
+        count, example = len(report.live), printable(report.live[0])
+        running = "1 save or export is" if count == 1 else f"{count} saves or exports are"
+        yield "note", f"{running} running, and what they write is not touched: {example}"
     abandoned = [step for step in report.steps if step.state is StepState.ABANDONED]
     left = [step for step in abandoned if not step.removed]
     if left and not report.incomplete:
         yield "hint", f"--incomplete removes {plural(len(left), 'step')} that nobody can complete"
     elif left and report.live and not report.dry_run:
-        yield "hint", "steps are not removed while a save is running in their directory"
+        yield (
+            "hint",
+            "steps are not removed while a save or an export is running in their directory",
+        )
 
 
 def report_document(report: GcReport) -> dict[str, Any]:
@@ -131,6 +141,7 @@ def _step_document(step: UnfinishedStep) -> dict[str, Any]:
     return {
         "directory": step.directory,
         "step": step.step,
+        "epoch": step.epoch,
         "state": step.state.value,
         "reason": step.reason,
         "loads_model": step.loads_model,

@@ -14,7 +14,7 @@ from fastckpt.cli.output import fail, print_document, print_lines, print_message
 
 if TYPE_CHECKING:
     from fastckpt._inspect.report import FileContents
-    from fastckpt._inspect.runs import DirectoryContents
+    from fastckpt._inspect.run_report import DirectoryContents
 
 EPILOG = (
     "Exit codes: 0 shown, 1 the file is damaged or no checkpoint, 2 usage, 4 not found, or no "

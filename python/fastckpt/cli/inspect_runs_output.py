@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from fastckpt._inspect.names import name_of_file
-from fastckpt._inspect.runs import CheckpointRow, DirectoryContents, RunContents, State
+from fastckpt._inspect.run_report import CheckpointRow, DirectoryContents, RunContents, State
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.survey import parse_name
 from fastckpt.cli.output import Line, format_nbytes, plural, printable

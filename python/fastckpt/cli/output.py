@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar
+
+from fastckpt._verdict import Judged
 
 SCHEMA_VERSION = 1
+
+_Report = TypeVar("_Report", bound=Judged)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,34 @@ def print_document(
         "error": error,
     }
     _write(json.dumps(document, indent=2) + "\n")
+
+
+def print_report(
+    command: str,
+    report: _Report,
+    *,
+    lines: Callable[[_Report], Iterable[Line]],
+    document: Callable[[_Report], dict[str, Any]],
+    messages: Callable[[_Report], Iterable[tuple[str, str]]],
+    as_json: bool,
+) -> int:
+    """Print what a command found, as text or as JSON, and its messages; return the exit code.
+
+    Args:
+        command: The command.
+        report: What it found.
+        lines: Makes the text.
+        document: Makes the JSON values.
+        messages: Makes (kind, text) of what belongs on stderr.
+        as_json: Whether to print the document instead of the text.
+    """
+    if as_json:
+        print_document(command, report.status, report.exit_code, report=document(report))
+    else:
+        print_lines(lines(report))
+    for kind, text in messages(report):
+        print_message(kind, text)
+    return report.exit_code
 
 
 def print_message(kind: str, text: str) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.options import Json, Task, Threads
-from fastckpt.cli.output import print_document, print_lines, print_message
+from fastckpt.cli.output import fail, print_report
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.prune_output import messages, report_document, report_lines
 
@@ -112,17 +112,12 @@ def _prune(
                 progress=progress,
             )
     except ValueError as error:
-        print_message("error", str(error))
-        if as_json:
-            print_document(
-                "prune", "usage", exit_codes.USAGE, error={"message": str(error), "hint": None}
-            )
-        return exit_codes.USAGE
-    if as_json:
-        document = report_document(report)
-        print_document("prune", report.status, report.exit_code, report=document)
-    else:
-        print_lines(report_lines(report))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+        return fail("prune", "usage", exit_codes.USAGE, str(error), None, as_json=as_json)
+    return print_report(
+        "prune",
+        report,
+        lines=report_lines,
+        document=report_document,
+        messages=messages,
+        as_json=as_json,
+    )

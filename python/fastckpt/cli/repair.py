@@ -9,7 +9,7 @@ import typer
 
 from fastckpt.cli import exit_codes
 from fastckpt.cli.options import Json, Task, Threads
-from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
+from fastckpt.cli.output import fail, print_report, printable
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.repair_output import messages, report_document, report_lines
 
@@ -55,11 +55,11 @@ def _repair(file: str, to: str, *, threads: int | None, as_json: bool) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         message = f"{printable(str(error.filename))}: {error.strerror}"
         return fail("repair", "not_found", exit_codes.NOT_FOUND, message, None, as_json=as_json)
-    if as_json:
-        document = report_document(report)
-        print_document("repair", report.status, report.exit_code, report=document)
-    else:
-        print_lines(report_lines(report))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+    return print_report(
+        "repair",
+        report,
+        lines=report_lines,
+        document=report_document,
+        messages=messages,
+        as_json=as_json,
+    )

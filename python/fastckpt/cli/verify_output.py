@@ -7,7 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastckpt._verify.report import Damage, FileReport, Status, StepReport, VerifyReport
+from fastckpt._verify.report import FileReport, Status, StepReport, VerifyReport
+from fastckpt.cli.damages import (
+    DAMAGED,
+    INCOMPLETE,
+    IO_ERROR,
+    NOT_FOUND,
+    damage_document,
+    damage_lines,
+)
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 if TYPE_CHECKING:
@@ -15,16 +23,15 @@ if TYPE_CHECKING:
 
 _LABELS = {
     Status.GOOD: ("OK", "green"),
-    Status.DAMAGED: ("DAMAGED", "bold red"),
-    Status.INCOMPLETE: ("INCOMPLETE", "yellow"),
-    Status.IO_ERROR: ("I/O ERROR", "bold red"),
-    Status.NOT_FOUND: ("NOT FOUND", "red"),
+    Status.DAMAGED: DAMAGED,
+    Status.INCOMPLETE: INCOMPLETE,
+    Status.IO_ERROR: IO_ERROR,
+    Status.NOT_FOUND: NOT_FOUND,
     Status.UNCHECKED: ("NO CHECKSUMS", "yellow"),
 }
 _LABEL_WIDTH = max(len(label) for label, _ in _LABELS.values())
 # Enough to see what kind of damage it is; --json lists all.
 _DAMAGES_SHOWN = 20
-_TENSORS_SHOWN = 5
 
 
 def report_lines(report: VerifyReport) -> Iterator[Line]:
@@ -123,30 +130,11 @@ def _rate(nbytes: int, seconds: float, quick: bool) -> str:
 
 def _damage_lines(file: FileReport) -> Iterator[Line]:
     for damage in file.damages[:_DAMAGES_SHOWN]:
-        yield Line("")
-        yield Line(f"damaged: {printable(file.path)}", "damaged", "bold red")
-        for name, value in _damage_fields(damage):
-            yield Line(f"  {name:<9} {printable(value)}")
+        yield from damage_lines(file.path, damage)
     hidden = len(file.damages) - _DAMAGES_SHOWN
     if hidden > 0:
         yield Line("")
         yield Line(f"and {plural(hidden, 'more damage')} in {printable(file.path)} (see --json)")
-
-
-def _damage_fields(damage: Damage) -> Iterator[tuple[str, str]]:
-    yield "what", damage.detail
-    if damage.tensors:
-        shown = ", ".join(damage.tensors[:_TENSORS_SHOWN])
-        hidden = len(damage.tensors) - _TENSORS_SHOWN
-        yield "tensor", shown + (f" and {hidden} more" if hidden > 0 else "")
-    if damage.record is not None:
-        yield "record", damage.record
-    if damage.nbytes:
-        yield "bytes", f"{damage.offset}-{damage.offset + damage.nbytes - 1}"
-    if damage.expected is not None:
-        yield "expected", f"0x{damage.expected:08x}"
-    if damage.found is not None:
-        yield "found", f"0x{damage.found:08x}"
 
 
 def _advice_lines(report: VerifyReport) -> Iterator[Line]:
@@ -246,17 +234,5 @@ def _file_document(file: FileReport) -> dict[str, Any]:
         "headers_covered": file.headers_covered,
         "message": file.message,
         "seconds": round(file.seconds, 6),
-        "damages": [_damage_document(damage) for damage in file.damages],
-    }
-
-
-def _damage_document(damage: Damage) -> dict[str, Any]:
-    return {
-        "record": damage.record,
-        "tensors": list(damage.tensors),
-        "offset": damage.offset,
-        "nbytes": damage.nbytes,
-        "expected": damage.expected,
-        "found": damage.found,
-        "detail": damage.detail,
+        "damages": [damage_document(damage) for damage in file.damages],
     }

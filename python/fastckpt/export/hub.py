@@ -277,8 +277,19 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise FormatError(f"{path} is no safetensors file: it is not a regular file", path=path)
     with _os_errors(path), safetensors.safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        state = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 - no dict
         return state, file.metadata() or {}
+
+
+def _tensor(file: Any, name: str, path: str) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except RuntimeError as error:
+        # Without elements, a tensor may have lengths whose strides are beyond torch's numbers.
+        raise FormatError(
+            f"{path} has a tensor that torch cannot make, {name!r:.100}: {error}", path=path
+        ) from error
+    return tensor
 
 
 def _read_index(

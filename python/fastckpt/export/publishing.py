@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fastckpt._native import Commit
+from fastckpt._stages import claimed, is_of_this_machine, is_stage, make_stage, remove_stage
 from fastckpt.errors import CommitUnknownError
-
-# Hidden, and not the name of a checkpoint in any program's eyes.
-_PREFIX = ".fastckpt-export-"
 
 
 @contextmanager
@@ -26,26 +22,13 @@ def staging(directory: str) -> Iterator[str]:
     this machine: of others the lock says nothing.
     """
     directory = directory or os.curdir
-    prefix = f"{_PREFIX}{_machine()}-"
-    _remove_stale(directory, prefix)
-    path, fd = _make_locked(directory, prefix)
+    _remove_stale(directory)
+    path, lock = make_stage(directory)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
-        os.close(fd)
-
-
-def _make_locked(directory: str, prefix: str) -> tuple[str, int]:
-    while True:
-        path = tempfile.mkdtemp(prefix=prefix, dir=directory)
-        # Until it is locked, somebody who looks for stale ones may take this for one.
-        with suppress(FileNotFoundError):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.path.exists(path):
-                return path, fd
-            os.close(fd)
+        os.close(lock)
 
 
 def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
@@ -109,25 +92,14 @@ def sizes(paths: Sequence[str]) -> int:
     return sum(os.stat(path).st_size for path in paths)
 
 
-def _machine() -> str:
-    """Return what is the same for all processes whose locks are seen here: until it is started anew."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip().partition("-")[0]
-
-
-def _remove_stale(directory: str, prefix: str) -> None:
+def _remove_stale(directory: str) -> None:
     for name in os.listdir(directory):
-        if not name.startswith(prefix):
+        if not (is_of_this_machine(name) and is_stage(directory, name)):
             continue
         path = os.path.join(directory, name)
-        # Another process may remove it at the same time.
-        with suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
-            finally:
-                os.close(fd)
+        with claimed(path) as is_stale, suppress(OSError):
+            if is_stale:
+                remove_stage(path)
 
 
 def _default_mode(stage: str) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastckpt._archive import load
+from fastckpt._archive import load, load_job
 from fastckpt._bare_model import bare_name
 from fastckpt._contents.outline import walk
 from fastckpt._contents.state_dicts import find_state_dict, is_tensor
@@ -107,12 +107,12 @@ def _load_parts(
     progress: _Progress | None,
 ) -> Any:
     """Load the object without the tensors of which none is in `parts`, where that can be told."""
-    if graph.outside is not None or load.byte_order(archive) != sys.byteorder:
+    if graph.outside is not None or load_job.byte_order(archive) != sys.byteorder:
         # Only torch's unpickler can build it, and that builds all of it.
         return load.load_archive(archive, "cpu", threads=threads, progress=progress)
     load.look_for_checksums(archive, verify=True)
-    load.check_dtypes(archive, graph)
-    load.check_sizes(archive, graph)
+    load_job.check_dtypes(archive, graph)
+    load_job.check_sizes(archive, graph)
     wanted = {leaf.key for _, leaf in walk(parts) if isinstance(leaf, TensorInfo)}
     there = [info.key for info in graph.storages if info.key in wanted]
     spans = archive.read(there, threads=threads, progress=progress)

@@ -10,9 +10,9 @@ import os
 from collections.abc import Iterable
 
 from fastckpt import _native
+from fastckpt._steps.opened import OpenedFiles
 from fastckpt._steps.parts import own_name
 from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.saves import StepSaves
 from fastckpt._steps.survey import StepFiles, kept_name, survey_steps
 from fastckpt.errors import CheckpointError
 
@@ -53,13 +53,13 @@ def _keep_replaced(
         # Where there are no hard links, an interrupted save has moved files aside: what it left may
         # be the only names there are, and not durable yet.
         commit.sync_directory(directory)
-    saves = StepSaves(directory, files)
+    opened = OpenedFiles(directory, files)
     there = {*files.names()}
     for name in names:
         if name not in there:
             continue
         try:
-            replaced = saves.save_id_of(name)
+            replaced = opened.save_id_of(name)
         except (CheckpointError, FileNotFoundError):
             continue
         if replaced != save_id:

@@ -10,9 +10,12 @@ from contextlib import suppress
 from typing import Any
 
 from fastckpt._native import Commit
-from fastckpt._steps.checkpoint_names import BEST_NAME
+from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
 
+from .config import CheckpointConfig
+from .directory import CheckpointDirectory
 from .log import logger
+from .rotation import find_damage
 
 # linux/fs.h: _IOW(0x94, 9, int)
 _FICLONE = 0x40049409
@@ -42,6 +45,45 @@ _NO_REFLINKS = frozenset(
     }
 )
 _PIECE_NBYTES = 1 << 30
+
+
+def settle_best(
+    directory: CheckpointDirectory, config: CheckpointConfig, *, proven: CheckpointName | None
+) -> bool:
+    """Let `best_model.pt` be the best checkpoint, if it is not.
+
+    Nothing takes its place that was not read back from the disk. Of the checkpoint just saved that is known;
+    an older one becomes the best where the configuration names another metric, say. If it is damaged, that is
+    warned of, and the next best is looked at.
+
+    Args:
+        directory: The checkpoints, the one just saved among them.
+        config: `metric_name`, `metric_mode` and `verify_before_delete`.
+        proven: The checkpoint that was read back when it was saved.
+
+    Returns:
+        Whether the best is another one than it seemed, since that was damaged.
+
+    Raises:
+        OSError: A file cannot be read, or the name not be given; `best_model.pt` is what it was.
+    """
+    proves = config.verify_before_delete and os.path.lexists(
+        os.path.join(directory.path, BEST_NAME)
+    )
+    is_another = False
+    while True:
+        best, named = directory.best(config.metric_name, config.metric_mode), directory.best_model
+        if best is None or (named is not None and named.is_same_save(best)):
+            return is_another
+        damage = find_damage(best.path) if proves and best.name != proven else None
+        if damage is None:
+            name_best(best.path)
+            return is_another
+        logger.warning(
+            "Not the best any more, and left where it is: %s is damaged (%s)", best.path, damage
+        )
+        directory.pass_over(best)
+        is_another = True
 
 
 def name_best(checkpoint: str) -> None:

@@ -38,16 +38,22 @@ class Parts:
     ema: Any = None
     generators: dict[str, Generator] = field(default_factory=dict)
 
-    def capture(self, *, save_optimizer: bool, save_rng_state: bool) -> dict[str, Any]:
+    def capture(
+        self, *, save_optimizer: bool, save_rng_state: bool, world_size: int
+    ) -> dict[str, Any]:
         """Return the states of all parts, as they stand in a checkpoint; tensors are not copied."""
         return {
             "model_state_dict": self.model.state_dict(),
             "optimizer_state_dict": _state(self.optimizer) if save_optimizer else None,
             "scheduler_state_dict": _state(self.scheduler),
             "scaler_state_dict": _state(self.scaler),
-            "rng_states": capture_rng(self.generators) if save_rng_state else None,
+            "rng_states": self.capture_rng(world_size) if save_rng_state else None,
             "ema_state_dict": _state(self.ema),
         }
+
+    def capture_rng(self, world_size: int) -> dict[str, Any]:
+        """Return the states of this rank's random number generators, and of how many ranks it is one."""
+        return {**capture_rng(self.generators), "world_size": world_size}
 
 
 def _state(part: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,6 +90,11 @@ class CheckpointDirectory:
         new = Entry(self.path_of(name), name, metrics, timestamp)
         self.entries = sorted([*others, new], key=lambda entry: entry.name)
 
+    def pass_over(self, entry: Entry) -> None:
+        """Let a checkpoint count no more, since its tensors are damaged; until its file is another."""
+        self.entries = [one for one in self.entries if one.path != entry.path]
+        self._read[str(entry.name)] = (_signature(os.stat(entry.path)), None)
+
     def checkpoint_names(self) -> list[CheckpointName]:
         """List the checkpoints by their file names, damaged ones among them, newest first."""
         names = filter(None, map(parse_checkpoint_name, self._list()))
@@ -126,7 +130,7 @@ class CheckpointDirectory:
         path = os.path.join(self.path, file_name)
         try:
             status = os.stat(path)
-            signature = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
+            signature = _signature(status)
             known = self._read.get(file_name)
             if known is not None and known[0] == signature:
                 return known
@@ -137,6 +141,10 @@ class CheckpointDirectory:
             if "while" not in str(error.strerror):  # errors of the core say so themselves
                 error.strerror = f"{error.strerror}, while looking at the checkpoint"
             raise
+
+
+def _signature(status: os.stat_result) -> _Signature:
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) -> Entry | None:
@@ -164,17 +172,3 @@ def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) 
 
 def _floats(metrics: dict[Any, Any]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if type(value) is float}
-
-
-def read_history(entries: Iterable[Entry]) -> list[dict[str, Any]]:
-    """Return the history of metrics that the newest of these checkpoints holds."""
-    newest = max(entries, key=lambda entry: entry.name, default=None)
-    if newest is None:
-        return []
-    history = read_outline(newest.path).root.get("metrics_history")
-    return plain_history(history)
-
-
-def plain_history(history: Any) -> list[dict[str, Any]]:
-    """Return the entries of a history that was read, a new list."""
-    return [dict(one) for one in history or () if isinstance(one, dict)]

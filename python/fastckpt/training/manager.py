@@ -12,25 +12,25 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from fastckpt import _native
-from fastckpt._archive.pickling import Pickled, pickle_object
-from fastckpt._archive.save import nbytes_of, write_into
+from fastckpt._archive.pickling import pickle_object
 from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
-from fastckpt.errors import CheckpointError, FormatError
 from fastckpt.nanochat.save_id import SaveIdentity, begin_save
 
 from . import rotation
-from .best import name_best
+from .best import settle_best
 from .config import CheckpointConfig
 from .contents import Parts, check_contents, read_contents
-from .directory import CheckpointDirectory, Entry, plain_history, read_history
+from .directory import CheckpointDirectory, Entry
+from .history import plain_history, read_history, with_entry
 from .log import logger
 from .metrics import is_better, metric_of, plain_metrics
-from .preemption import Preemption
+from .newest import read_newest
+from .preemption import Preemption, agree
 from .ranks import any_rank, rank_and_world_size
 from .restoring import Resumed, restore
-from .rng import Generator, capture_rng, check_generators
+from .rng import Generator, check_generators
 from .triggers import Triggers
+from .writing import write_archive
 
 _Path = str | os.PathLike[str]
 
@@ -88,8 +88,7 @@ class CheckpointManager:
         self._parts = Parts(model, optimizer, scheduler, scaler, ema, check_generators(generators))
         self._directory = CheckpointDirectory(self.config.directory)
         self._directory.refresh()
-        best = self._best_entry()
-        self._best_metric = None if best is None else best.metrics[self.config.metric_name or ""]
+        self._best_metric = self._best_value()
         self._history = read_history(self._directory.entries)
         self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
         self._preemption: Preemption | None = None
@@ -129,7 +128,8 @@ class CheckpointManager:
             due = not self.config.save_best_only or self._improves(values)
         if self._triggers.need_agreement:
             due = any_rank(due)
-        return self._is_preempted() or due
+        is_asked = self._preemption is not None and agree(self._preemption)
+        return is_asked or due
 
     def save(
         self,
@@ -143,8 +143,8 @@ class CheckpointManager:
 
         On return the checkpoint is on the disk under its name, `best_model.pt` is a second name of the
         best one, and older checkpoints are deleted. With `verify_before_delete`, whatever is deleted
-        or replaced goes only after the new file was read back from the disk and every byte
-        compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
+        or replaced goes only after the file on whose account it goes was read back from the disk and
+        every byte compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
         one. A checkpoint that cannot be deleted is warned of; training goes on.
 
         Args:
@@ -176,15 +176,16 @@ class CheckpointManager:
         preempted = self._preemption is not None and self._preemption.requested
         self._check_metric(values, is_needed=not preempted)
         improves = self._improves(values)
-        history = self._history_with(name, values)
+        history = with_entry(self._history, name, values)
         if self.config.save_best_only and not improves and not preempted:
             self._history = history
             return None
+        best = self._metric(values) if improves else self._best_metric
         rank, world_size = rank_and_world_size()
         identity = begin_save(
             self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
         )
-        best = self._metric(values) if improves else self._best_metric
+        proven = False
         if rank == 0:
             contents = {
                 "epoch": name.epoch,
@@ -198,16 +199,13 @@ class CheckpointManager:
                 "model_config": model_config,
                 "extra_state": extra_state,
             }
-            self._save_checkpoint(name, contents, identity, improves=improves)
+            proven = self._save_checkpoint(name, contents, identity, improves=improves)
         elif self.config.save_rng_state:
             self._save_rng(replace(name, rank=rank), identity, world_size)
         # From here on the checkpoint is there, whatever becomes of the rest.
-        self._history, self._best_metric = history, best
-        self._triggers.saved()
-        if preempted and self._preemption is not None:
-            self._preemption.is_saved = True
+        self._note_saved(history, best, preempted=preempted)
         if rank == 0:
-            self._tidy(name)
+            self._tidy(name, proven=proven)
         return Path(self._directory.path_of(name))
 
     def load(
@@ -239,7 +237,7 @@ class CheckpointManager:
             RuntimeError, ValueError, KeyError: A state does not fit its object.
         """
         if checkpoint_path is None:
-            path, contents = self._read_newest()
+            path, contents = read_newest(self._directory)
         else:
             path = os.fsdecode(checkpoint_path)
             contents = read_contents(path)
@@ -328,16 +326,6 @@ class CheckpointManager:
             raise RuntimeError("preemption() is entered already: once, around the training loop")
         self._preemption = preemption
 
-    def _is_preempted(self) -> bool:
-        """Whether any rank has got the signal; a collective where there are several."""
-        preemption = self._preemption
-        if preemption is None or preemption.is_saved:
-            return False
-        if not preemption.requested and any_rank(preemption.received is not None):
-            preemption.requested = True
-            logger.warning("Asked to end (signal %s): saving after this step", preemption.received)
-        return preemption.requested
-
     def _metric(self, values: Mapping[str, float]) -> float | None:
         return None if self.config.metric_name is None else values.get(self.config.metric_name)
 
@@ -351,21 +339,16 @@ class CheckpointManager:
     def _best_entry(self) -> Entry | None:
         return self._directory.best(self.config.metric_name, self.config.metric_mode)
 
-    def _history_with(
-        self, name: CheckpointName, values: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
-        """Return the history with one more entry; a step that is saved again has one."""
-        own = {"epoch": name.epoch, "step": name.step}
-        others = [one for one in self._history if {**one, **own} != one]
-        return [*others, {**own, **values}]
+    def _best_value(self) -> float | None:
+        best = self._best_entry()
+        return None if best is None else best.metrics[self.config.metric_name or ""]
 
     def _capture(self, world_size: int) -> dict[str, Any]:
-        states = self._parts.capture(
-            save_optimizer=self.config.save_optimizer, save_rng_state=self.config.save_rng_state
+        return self._parts.capture(
+            save_optimizer=self.config.save_optimizer,
+            save_rng_state=self.config.save_rng_state,
+            world_size=world_size,
         )
-        if states["rng_states"] is not None:
-            states["rng_states"]["world_size"] = world_size
-        return states
 
     def _save_checkpoint(
         self,
@@ -374,20 +357,48 @@ class CheckpointManager:
         identity: SaveIdentity,
         *,
         improves: bool,
-    ) -> None:
-        """Write a checkpoint, prove it good where something depends on that, and make it visible."""
+    ) -> bool:
+        """Write a checkpoint, prove it good where something depends on that, and make it visible.
+
+        Returns:
+            Whether it was proven.
+        """
         check_contents(contents)
         pickled = pickle_object(contents)
         directory = self._directory
         directory.refresh()
         self._warn_of_later(name)
-        self._write(name, pickled, identity, proves=self._needs_proof(name, improves=improves))
+        proves = self._needs_proof(name, improves=improves)
+        write_archive(directory, name, pickled, identity, proves=proves)
         directory.add(name, contents["metrics"], contents["timestamp"])
+        return proves
 
-    def _tidy(self, newest: CheckpointName) -> None:
+    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
+        contents = {
+            "epoch": name.epoch,
+            "global_step": name.step,
+            "rank": name.rank,
+            "rng_states": self._parts.capture_rng(world_size),
+        }
+        check_contents(contents)
+        write_archive(self._directory, name, pickle_object(contents), identity, proves=False)
+
+    def _note_saved(
+        self, history: list[dict[str, Any]], best: float | None, *, preempted: bool
+    ) -> None:
+        self._history, self._best_metric = history, best
+        self._triggers.saved()
+        if preempted and self._preemption is not None:
+            self._preemption.is_saved = True
+
+    def _tidy(self, newest: CheckpointName, *, proven: bool) -> None:
         """Give the best its second name, then delete what may go."""
-        self._name_best()
-        rotation.remove(self._directory, self._expendable(newest))
+        if settle_best(self._directory, self.config, proven=newest if proven else None):
+            self._best_metric = self._best_value()
+        # What was not foreseen when the newest was written has to wait for one that is proven.
+        may_delete = proven or not self.config.verify_before_delete
+        gone = self._expendable(newest) if may_delete else []
+        rotation.remove(self._directory, gone, saved=newest)
 
     def _needs_proof(self, name: CheckpointName, *, improves: bool) -> bool:
         """Whether anything is deleted or replaced on account of this save."""
@@ -395,50 +406,15 @@ class CheckpointManager:
         replaces = os.path.lexists(directory.path_of(name))
         replaces_best = improves and os.path.lexists(os.path.join(directory.path, BEST_NAME))
         return self.config.verify_before_delete and (
-            replaces or replaces_best or bool(self._expendable(name))
+            replaces or replaces_best or bool(self._expendable(name, is_best=improves))
         )
 
-    def _expendable(self, newest: CheckpointName) -> list[CheckpointName]:
+    def _expendable(self, newest: CheckpointName, *, is_best: bool = False) -> list[CheckpointName]:
+        """Return what may go; `is_best` for a newest that is the best and is not in the directory yet."""
         best = self._best_entry()
-        protected = {newest} if best is None else {newest, best.name}
+        protected = {newest} if best is None or is_best else {newest, best.name}
         names = {entry.name for entry in self._directory.entries} | {newest}
         return rotation.expendable(names, self.config, protected=protected)
-
-    def _write(
-        self,
-        name: CheckpointName,
-        pickled: Pickled,
-        identity: SaveIdentity,
-        *,
-        proves: bool,
-    ) -> None:
-        """Write an archive durably, and make it visible once it is good."""
-        path = self._directory.path_of(name)
-        with _native.Commit() as commit:
-            commit.create_directory(self._directory.path)
-            commit.require_space(self._directory.path, nbytes_of(path, pickled))
-            write_into(commit, path, pickled, shards=identity.shards, save_id=identity.save_id)
-            if proves:
-                rotation.prove_good(commit, path)
-            commit.publish([path])
-
-    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
-        states = capture_rng(self._parts.generators) | {"world_size": world_size}
-        contents = {
-            "epoch": name.epoch,
-            "global_step": name.step,
-            "rank": name.rank,
-            "rng_states": states,
-        }
-        check_contents(contents)
-        self._write(name, pickle_object(contents), identity, proves=False)
-
-    def _name_best(self) -> None:
-        """Let `best_model.pt` be the best checkpoint, if it is not."""
-        best, named = self._best_entry(), self._directory.best_model
-        if best is None or (named is not None and named.is_same_save(best)):
-            return
-        name_best(best.path)
 
     def _warn_of_later(self, name: CheckpointName) -> None:
         later = [entry.name for entry in self._directory.entries if entry.name.step > name.step]
@@ -450,34 +426,6 @@ class CheckpointManager:
                 self._directory.path,
                 later[-1].step,
             )
-
-    def _read_newest(self) -> tuple[str, dict[str, Any]]:
-        """Read the newest good checkpoint; of damaged ones, say so."""
-        directory = self._directory
-        names = directory.checkpoint_names()
-        paths = [directory.path_of(name) for name in names]
-        best = os.path.join(directory.path, BEST_NAME)
-        if os.path.lexists(best):
-            # The last resort: it may be the only good one that is left.
-            paths.append(best)
-        for path in paths:
-            try:
-                contents = read_contents(path)
-            except (CheckpointError, FileNotFoundError) as error:
-                logger.warning("Cannot be loaded, so an older one is tried: %s", error)
-                continue
-            if path != paths[0]:
-                logger.warning("Fell back to %s: what is newer is damaged", path)
-            return path, contents
-        if not paths:
-            raise FileNotFoundError(
-                errno.ENOENT, "there is no checkpoint in this directory", directory.path
-            )
-        raise FormatError(
-            f"none of the {len(paths)} checkpoints in {directory.path} is good: the newest is "
-            f"{paths[0]}. `fastckpt verify` says what is wrong, `fastckpt repair` saves what is left",
-            path=directory.path,
-        )
 
 
 def _number(name: str, value: Any) -> int:

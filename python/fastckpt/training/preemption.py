@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from .log import logger
+from .ranks import any_rank
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -71,3 +74,13 @@ class Preemption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Only a note: a handler may interrupt anything. A launcher may send it more than once.
         self._received = number
+
+
+def agree(preemption: Preemption) -> bool:
+    """Whether any rank has got the signal and has not saved since; a collective where there are several."""
+    if preemption.is_saved:
+        return False
+    if not preemption.requested and any_rank(preemption.received is not None):
+        preemption.requested = True
+        logger.warning("Asked to end (signal %s): saving after this step", preemption.received)
+    return preemption.requested

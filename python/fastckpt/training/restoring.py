@@ -17,7 +17,7 @@ from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import Parts, read_contents
-from .directory import plain_history
+from .history import plain_history
 from .log import logger
 from .model_state import load_model_state
 from .ranks import rank_and_world_size

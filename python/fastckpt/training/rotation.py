@@ -51,20 +51,13 @@ def prove_good(commit: _native.Commit, path: str) -> None:
         ChecksumError: The disk does not return what was written.
         OSError: It cannot be read.
     """
-    temporary = commit.temporary_path(path)
-    try:
-        _drop_from_page_cache(temporary)
-        report = _native.verify_file(temporary)
-    except OSError as error:
-        error.strerror = f"{error.strerror}, while reading back what was written"
-        error.filename = path
-        raise
-    if not report.damages:
+    damages = _read_back(commit.temporary_path(path), path)
+    if not damages:
         return
-    damage = report.damages[0]
+    damage = damages[0]
     raise ChecksumError(
         f"{path} was not saved: read back from the disk, it is not what was written "
-        f"({damage.detail}, at byte {damage.offset}; {len(report.damages)} in all). The checkpoints "
+        f"({damage.detail}, at byte {damage.offset}; {len(damages)} in all). The checkpoints "
         "that were there before are untouched. Look at the disk (dmesg, smartctl), or save to another",
         path=path,
         record=damage.record,
@@ -74,6 +67,27 @@ def prove_good(commit: _native.Commit, path: str) -> None:
         expected=damage.expected,
         found=damage.found,
     )
+
+
+def find_damage(path: str) -> str | None:
+    """Read a checkpoint back from the disk; return what is wrong with it in words, None if it is good.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    damages = _read_back(path, path)
+    return f"{damages[0].detail}, at byte {damages[0].offset}" if damages else None
+
+
+def _read_back(file: str, path: str) -> Sequence[_native.Damage]:
+    """Read a durable file from the disk and compare every byte; `path` is its name in messages."""
+    try:
+        _drop_from_page_cache(file)
+        return _native.verify_file(file).damages
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while reading back what was written"
+        error.filename = path
+        raise
 
 
 def _drop_from_page_cache(path: str) -> None:
@@ -88,20 +102,25 @@ def _drop_from_page_cache(path: str) -> None:
             os.close(fd)
 
 
-def remove(directory: CheckpointDirectory, names: Sequence[CheckpointName]) -> None:
+def remove(
+    directory: CheckpointDirectory, names: Sequence[CheckpointName], *, saved: CheckpointName
+) -> None:
     """Delete checkpoints, then the files of other ranks that belong to none any more.
 
-    At least one checkpoint has to be there: the one that was just saved. What cannot be deleted is
-    warned of, and tried again by the next save. A crash in between leaves files of ranks whose
-    checkpoint is gone, which the next rotation removes.
+    What cannot be deleted is warned of, and tried again by the next save. A crash in between leaves
+    files of ranks whose checkpoint is gone, which the next rotation removes.
+
+    Args:
+        directory: Where they are.
+        names: The checkpoints.
+        saved: The checkpoint that was just saved. Beyond it another rank may only be ahead, even where
+            checkpoints of later steps are left from another run.
     """
     removed = {name for name in names if _unlink(directory.path, str(name))}
-    newest = max(entry.name for entry in directory.entries)
-    # Beyond the newest, another rank may only be ahead.
     orphans = [
         file_name
         for name, file_names in sorted(directory.rank_files.items())
-        if name in removed or (name < newest and not os.path.lexists(directory.path_of(name)))
+        if name in removed or (name < saved and not os.path.lexists(directory.path_of(name)))
         for file_name in file_names
     ]
     if not orphans:

@@ -81,12 +81,8 @@ def _require_whole_steps(directory: Path) -> set[int]:
     return steps
 
 
-@dataclass(frozen=True)
-class CopyScene(Scene):
-    """A run is copied to where an earlier copy has one step of it already."""
-
-    name: str = "copy"
-    work: str = f"{_MODULE}:copy"
+class MovingScene(Scene):
+    """A whole run, and work on it that is told nothing else."""
 
     @property
     def before(self) -> str:
@@ -95,6 +91,17 @@ class CopyScene(Scene):
     @property
     def arguments(self) -> dict[str, Any]:
         return {}
+
+    def destinations(self, directory: Path) -> set[str]:
+        return {str(directory), *map(str, directory.rglob("*"))}
+
+
+@dataclass(frozen=True)
+class CopyScene(MovingScene):
+    """A run is copied to where an earlier copy has one step of it already."""
+
+    name: str = "copy"
+    work: str = f"{_MODULE}:copy"
 
     def fill(self, directory: Path) -> None:
         _fill(directory / _RUN)
@@ -117,28 +124,17 @@ class CopyScene(Scene):
         assert names == {path.name for path in (directory / _RUN).iterdir()}
         assert self.judge(directory, finished=True) == "new"
 
-    def destinations(self, directory: Path) -> set[str]:
-        return {str(directory), *map(str, directory.rglob("*"))}
-
     def is_bystander(self, name: str) -> bool:
         # At the source and, from the earlier copy, at the destination.
         return "000100" in name
 
 
 @dataclass(frozen=True)
-class PruneScene(Scene):
+class PruneScene(MovingScene):
     """All but the newest of a run are deleted."""
 
     name: str = "prune"
     work: str = f"{_MODULE}:prune"
-
-    @property
-    def before(self) -> str:
-        return "old"
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {}
 
     def fill(self, directory: Path) -> None:
         _fill(directory / _RUN)
@@ -157,9 +153,6 @@ class PruneScene(Scene):
         assert fastckpt.prune(run, keep=1).ok
         assert fastckpt.collect_garbage(run, incomplete=True).ok
         assert self.judge(directory, finished=True) == "new"
-
-    def destinations(self, directory: Path) -> set[str]:
-        return {str(directory), *map(str, directory.rglob("*"))}
 
     def is_bystander(self, name: str) -> bool:
         return "000300" in name

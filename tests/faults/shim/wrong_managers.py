@@ -11,8 +11,7 @@ from unittest import mock
 from tests.faults.shim import manager_scenes
 from tests.faults.shim.zygote import Act
 
-from fastckpt.training import manager as module
-from fastckpt.training import rotation
+from fastckpt.training import best, rotation
 
 
 def delete_first(directory: Path, step: int, metric: float, number: int) -> Act:
@@ -26,11 +25,11 @@ def delete_first(directory: Path, step: int, metric: float, number: int) -> Act:
     return act
 
 
-def _with(name: str, replacement: Any, directory: Path, **arguments: Any) -> Act:
+def _naming(name_best: Any, directory: Path, **arguments: Any) -> Act:
     act = manager_scenes.save(directory, **arguments)
 
     def patched() -> None:
-        with mock.patch.object(module, name, replacement):
+        with mock.patch.object(best, "name_best", name_best):
             act()
 
     return patched
@@ -42,7 +41,7 @@ def best_in_place(directory: Path, step: int, metric: float, number: int) -> Act
     def copy(checkpoint: str) -> None:
         shutil.copyfile(checkpoint, os.path.join(os.path.dirname(checkpoint), "best_model.pt"))
 
-    return _with("name_best", copy, directory, step=step, metric=metric, number=number)
+    return _naming(copy, directory, step=step, metric=metric, number=number)
 
 
 def best_by_unlink(directory: Path, step: int, metric: float, number: int) -> Act:
@@ -53,7 +52,7 @@ def best_by_unlink(directory: Path, step: int, metric: float, number: int) -> Ac
         os.unlink(best)
         os.link(checkpoint, best)
 
-    return _with("name_best", link, directory, step=step, metric=metric, number=number)
+    return _naming(link, directory, step=step, metric=metric, number=number)
 
 
 def forget_the_best(directory: Path, step: int, metric: float, number: int) -> Act:

@@ -1,18 +1,10 @@
-"""Exponential moving averages of a model's weights, kept beside it while it trains.
-
-The arithmetic is torch's: `torch.optim.swa_utils.get_ema_multi_avg_fn`, one fused call for all tensors of a
-device and dtype. `AveragedModel` around it is not used, because what a checkpoint needs is what it does not
-do: it keeps its averages in the model's own dtype (bfloat16 loses every update at a decay of 0.9999), pairs
-parameters by position and stops at the shorter list, averages integer buffers, and has no way to put the
-averages into the model that trains and take them out again.
-"""
+"""`EMAModel`: the averages, put into a model and taken out again, saved and resumed."""
 
 # mypy: untyped-calls-exclude=torch
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,24 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ._bare_model import (
-    bare_name,
-    parameters_named,
-    persistent_buffers,
-    trainable_parameters,
-    unwrap,
-)
-from ._wording import some_names
+from fastckpt._bare_model import persistent_buffers, trainable_parameters, unwrap
+from fastckpt._wording import some_names
 
-__all__ = ["EMAModel"]
+from .averaging import copy_values, first_average, move_averages, move_buffers
+from .checks import check_same, check_shapes, check_unchanged, refuse_meta
+from .originals import Originals
 
-# Weights of another dtype or device than their averages are converted in pieces of this size: what is
-# converted is still in the processor's cache when it is averaged, and a model in bfloat16 does not get a
-# float32 copy of itself for each update.
-_CONVERTED_NBYTES = 1 << 20
 _STATE_KEYS = {"decay", "warmup", "use_buffers", "num_updates", "parameters", "buffers"}
-
-_Average = Callable[[list[Tensor], list[Tensor], None], None]
 
 
 class EMAModel:
@@ -98,7 +80,7 @@ class EMAModel:
         self._model = unwrap(model)
         self._device = None if device is None else torch.device(device)
         self._dtype = dtype
-        self._applied: _Originals | None = None
+        self._applied: Originals | None = None
         self.decay = decay
         #: Whether the decay is warmed up.
         self.warmup = warmup
@@ -149,11 +131,11 @@ class EMAModel:
         """
         self._refuse_applied("update")
         parameters, buffers = self._tensors_of(model)
-        self._move_averages(parameters, buffers)
+        self._follow_device(parameters, buffers)
         move = get_ema_multi_avg_fn(self.next_decay)
-        _average(self._parameters, parameters, move)
+        move_averages(self._parameters, parameters, move)
         if self.use_buffers:
-            self._update_buffers(buffers, move)
+            move_buffers(self._buffers, buffers, move)
         self.num_updates += 1
 
     @torch.no_grad()
@@ -177,10 +159,10 @@ class EMAModel:
             )
         target = self._model if model is None else unwrap(model)
         parameters, buffers = self._tensors_of(target)
-        self._applied = _Originals(target, parameters)
+        self._applied = Originals(target, parameters)
         try:
-            _copy(parameters, self._parameters)
-            _copy(buffers, self._buffers)
+            copy_values(parameters, self._parameters)
+            copy_values(buffers, self._buffers)
         except BaseException:
             self.restore()
             raise
@@ -248,13 +230,13 @@ class EMAModel:
                 f"the state was made with use_buffers={state_dict['use_buffers']}, "
                 f"and this EMAModel with use_buffers={self.use_buffers}"
             )
-        _check_same("parameter", self._parameters, state_dict["parameters"])
-        _check_same("buffer", self._buffers, state_dict["buffers"])
+        check_same("parameter", self._parameters, state_dict["parameters"])
+        check_same("buffer", self._buffers, state_dict["buffers"])
         num_updates = int(state_dict["num_updates"])
         self.decay = state_dict["decay"]
         self.warmup, self.num_updates = bool(state_dict["warmup"]), num_updates
-        _copy(self._parameters, state_dict["parameters"])
-        _copy(self._buffers, state_dict["buffers"])
+        copy_values(self._parameters, state_dict["parameters"])
+        copy_values(self._buffers, state_dict["buffers"])
 
     @torch.no_grad()
     def follow_model(self, model: nn.Module | None = None) -> None:
@@ -267,7 +249,7 @@ class EMAModel:
         target = self._model if model is None else unwrap(model)
         parameters = trainable_parameters(target)
         buffers = persistent_buffers(target) if self.use_buffers else {}
-        _refuse_meta({**parameters, **buffers})
+        refuse_meta({**parameters, **buffers})
         self._parameters = {
             name: self._kept(self._parameters.get(name), value)
             for name, value in parameters.items()
@@ -286,47 +268,22 @@ class EMAModel:
     def _kept(self, average: Tensor | None, value: Tensor) -> Tensor:
         if average is not None and average.shape == value.shape:
             return average
-        device = value.device if self._device is None else self._device
-        return value.detach().to(device, self._dtype_for(value), copy=True)
-
-    def _dtype_for(self, value: Tensor) -> torch.dtype:
-        if not value.dtype.is_floating_point:
-            return value.dtype
-        if self._dtype is not None:
-            return self._dtype
-        return value.dtype if value.dtype.itemsize >= torch.float32.itemsize else torch.float32
+        return first_average(value, self._device, self._dtype)
 
     def _tensors_of(self, model: nn.Module | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return the model's parameters and buffers of which there are averages, checked."""
         target = self._model if model is None else unwrap(model)
         parameters = trainable_parameters(target)
         buffers = persistent_buffers(target) if self.use_buffers else {}
-        if parameters.keys() != self._parameters.keys():
-            raise RuntimeError(self._changed_message(target, parameters))
+        check_unchanged(self._parameters, parameters, target)
         for kind, averages, values in (
             ("parameter", self._parameters, parameters),
             ("buffer", self._buffers, buffers),
         ):
-            _check_shapes(kind, averages, values)
+            check_shapes(kind, averages, values)
         return parameters, buffers
 
-    def _changed_message(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> str:
-        names = {bare_name(name) for name, _ in model.named_parameters()}
-        gone = self._parameters.keys() - parameters.keys()
-        changes = {
-            "frozen": gone & names,
-            "removed": gone - names,
-            "added or made trainable": parameters.keys() - self._parameters.keys(),
-        }
-        words = "; ".join(
-            f"{kind}: {some_names(found)}" for kind, found in changes.items() if found
-        )
-        return (
-            "the model's trainable parameters are not those that are averaged "
-            f"({words}): undo that, or call follow_model() to average those that it has now"
-        )
-
-    def _move_averages(
+    def _follow_device(
         self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
     ) -> None:
         """Follow the model to another device, where no device was asked for."""
@@ -337,129 +294,9 @@ class EMAModel:
                 if averages[name].device != value.device:
                     averages[name] = averages[name].to(value.device)
 
-    def _update_buffers(self, buffers: Mapping[str, Tensor], move: _Average) -> None:
-        floating = {name: value for name, value in buffers.items() if _is_averaged(value)}
-        averages = {name: self._buffers[name] for name in floating}
-        before = {name: average.clone() for name, average in averages.items()}
-        _average(averages, floating, move)
-        # Infinities, those of an attention mask say, would become NaN: inf - inf. What has not changed is
-        # its own average.
-        for name, average in averages.items():
-            same = before[name] == floating[name].to(average.device, average.dtype)
-            average.copy_(torch.where(same, before[name], average))
-        rest = {name: value for name, value in buffers.items() if name not in floating}
-        _copy({name: self._buffers[name] for name in rest}, rest)
-
     def _refuse_applied(self, action: str) -> None:
         if self._applied is not None:
             raise RuntimeError(
                 f"{action}() while the averages are in the model would take them for its weights: "
                 "restore() first"
             )
-
-
-class _Originals:
-    """What a model held before the averages were put into it."""
-
-    def __init__(self, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
-        self._model = model
-        self._parameters = {name: value.detach().clone() for name, value in parameters.items()}
-        self._buffers = {
-            name: (buffer, buffer._version, buffer.detach().clone())
-            for name, buffer in model.named_buffers()
-        }
-
-    def put_back(self) -> None:
-        # By name: `model.to(...)` meanwhile makes new tensors of the buffers.
-        _copy(parameters_named(self._model, self._parameters), self._parameters)
-        for name, now in self._model.named_buffers():
-            buffer, version, kept = self._buffers.get(name, (now, now._version, now))
-            # Not where nothing has changed: an expanded buffer cannot be written to.
-            if now is not buffer or now._version != version:
-                now.copy_(kept)
-
-
-def _is_averaged(buffer: Tensor) -> bool:
-    return buffer.dtype.is_floating_point or buffer.dtype.is_complex
-
-
-def _average(averages: Mapping[str, Tensor], values: Mapping[str, Tensor], move: _Average) -> None:
-    for old, new in _groups(averages, values):
-        if (old[0].device, old[0].dtype) == (new[0].device, new[0].dtype):
-            move(old, new, None)
-            continue
-        for first, last in _pieces(old):
-            # lerp takes one dtype and one device only.
-            converted = [value.to(old[0].device, old[0].dtype) for value in new[first:last]]
-            move(old[first:last], converted, None)
-
-
-def _copy(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy the values with the same names."""
-    for old, new in _groups(to, values):
-        torch._foreach_copy_(old, new)
-
-
-def _groups(
-    averages: Mapping[str, Tensor], values: Mapping[str, Tensor]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield lists of tensors of one device and dtype each: what a fused operation takes."""
-    groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
-    for name, average in averages.items():
-        value = values[name]
-        old, new = groups[average.device, average.dtype, value.device, value.dtype]
-        old.append(average)
-        new.append(value)
-    yield from groups.values()
-
-
-def _pieces(tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of runs of at most `_CONVERTED_NBYTES`, or of one larger tensor."""
-    first, nbytes = 0, 0
-    for i, tensor in enumerate(tensors):
-        if i > first and nbytes + tensor.nbytes > _CONVERTED_NBYTES:
-            yield first, i
-            first, nbytes = i, 0
-        nbytes += tensor.nbytes
-    yield first, len(tensors)
-
-
-def _check_shapes(kind: str, averages: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    if averages.keys() != values.keys():
-        changed = averages.keys() ^ values.keys()
-        raise RuntimeError(
-            f"the model's {kind}s are not those that are averaged (added or removed: "
-            f"{some_names(changed)}): call follow_model() to average those that it has now"
-        )
-    for name, value in values.items():
-        if value.shape != averages[name].shape:
-            raise RuntimeError(
-                f"{kind} {name!r} has the shape {tuple(value.shape)}, and its average "
-                f"{tuple(averages[name].shape)}: follow_model() begins a new average"
-            )
-
-
-def _check_same(kind: str, averages: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    missing, unknown = averages.keys() - state.keys(), state.keys() - averages.keys()
-    if missing or unknown:
-        words = [f"it lacks {some_names(missing)}"] if missing else []
-        words += (
-            [f"it has {some_names(unknown)}, of which there is no average here"] if unknown else []
-        )
-        raise ValueError(f"the state is not of the same {kind}s: {'; '.join(words)}")
-    for name, average in averages.items():
-        found = state[name]
-        if found.shape != average.shape or found.dtype != average.dtype:
-            raise ValueError(
-                f"the average of {kind} {name!r} is {found.dtype} {tuple(found.shape)} in the state, "
-                f"expected {average.dtype} {tuple(average.shape)}"
-            )
-
-
-def _refuse_meta(tensors: Mapping[str, Tensor]) -> None:
-    on_meta = [name for name, value in tensors.items() if value.device.type == "meta"]
-    if on_meta:
-        raise ValueError(
-            f"on the meta device there are no values to average: {some_names(on_meta)}; "
-            "make the EMAModel after the model has its weights"
-        )

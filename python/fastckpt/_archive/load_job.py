@@ -1,0 +1,234 @@
+"""One load of one archive: what is read, to where, and who builds the objects."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.serialization import LoadEndianness
+
+from fastckpt._native import Archive, Graph, Span, StorageInfo
+from fastckpt.errors import FormatError, UnsafePickleError
+
+from .placement import MapLocation, decide, is_meta, restore_location
+from .staging import StorageLoader
+from .unpickling import (
+    HostStorages,
+    StorageRequest,
+    StorageTable,
+    check_size,
+    missing_record,
+    refusal,
+    unpickle_restricted,
+    unpickle_unrestricted,
+)
+
+_DATA = "data/"
+
+
+@dataclass(frozen=True)
+class LoadJob:
+    """One load of one archive; the attributes are `load`'s arguments, settled."""
+
+    archive: Archive
+    map_location: MapLocation
+    weights_only: bool
+    mmap: bool
+    verify: bool
+    threads: int | None
+    progress: Callable[[int, int], None] | None
+
+    def run(self) -> Any:
+        graph = self._decode()
+        swap = byte_order(self.archive) != sys.byteorder
+        if graph is not None:
+            check_dtypes(self.archive, graph)
+            check_sizes(self.archive, graph)
+        if graph is not None and graph.outside is None and not swap:
+            locations = {info.location for info in graph.storages}
+            devices = decide(locations, self.map_location)
+            if devices is not None:
+                return graph.build(self._place(graph.storages, devices))
+        return self._unpickle(graph, swap=swap)
+
+    def _decode(self) -> Graph | None:
+        """Decode data.pkl; None where only Python's unpickler can, and the caller allows that."""
+        path = self.archive.path
+        try:
+            return self.archive.decode(verify=self.verify)
+        except UnsafePickleError as error:
+            if self.weights_only:
+                raise UnsafePickleError(refusal(path, str(error)), path=path) from error
+        # The decoder stopped before it could vouch for the records beside data.pkl.
+        for name in self.archive.names():
+            if not name.startswith(_DATA):
+                self.archive.read_record(name, verify=self.verify)
+        return None
+
+    def _place(
+        self, infos: Sequence[StorageInfo], devices: Mapping[str, torch.device]
+    ) -> list[Span | torch.UntypedStorage]:
+        """Read each storage to where it belongs, and check the records that nobody asks for."""
+        on: dict[str, list[int]] = defaultdict(list)
+        for i, info in enumerate(infos):
+            device = devices[info.location].type
+            on[device if device in ("cpu", "meta") else "accelerator"].append(i)
+        host, staged = on["cpu"], on["accelerator"]
+        host_keys, staged_keys = [infos[i].key for i in host], [infos[i].key for i in staged]
+        unread = [] if on["meta"] and not (host or staged) else self._unread(infos)
+        parts = _Parts(self.archive, self.progress, host_keys, staged_keys, unread)
+
+        placed: dict[int, Span | torch.UntypedStorage] = {}
+        for i in on["meta"]:
+            placed[i] = _meta_storage(self.archive, infos[i].key, infos[i].nbytes)
+        spans = self._read(host_keys, parts.of(0))
+        placed.update(zip(host, spans, strict=True))
+        if staged:
+            storages = [
+                _device_storage(infos[i].nbytes, devices[infos[i].location]) for i in staged
+            ]
+            self._read_staged(staged_keys, storages, parts.of(1))
+            placed.update(zip(staged, storages, strict=True))
+        self._check(unread, parts.of(2))
+        return [placed[i] for i in range(len(infos))]
+
+    def _unpickle(self, graph: Graph | None, *, swap: bool) -> Any:
+        """Read what the pickle may ask for, then let torch's or Python's unpickler build it."""
+        unpickle = unpickle_restricted if self.weights_only else unpickle_unrestricted
+        data = self.archive.read_record("data.pkl", verify=self.verify)
+        path = self.archive.path
+        if is_meta(self.map_location):
+            table = StorageTable(path, _MetaStorages(self.archive).fetch)
+            return unpickle(data, table, path, self.map_location)
+        if graph is None:
+            keys = [name.removeprefix(_DATA) for name in self._data_names()]
+            unread = []
+        else:
+            keys = list(dict.fromkeys(info.key for info in graph.storages))
+            unread = self._unread(graph.storages)
+        parts = _Parts(self.archive, self.progress, keys, unread)
+        spans = dict(zip(keys, self._read(keys, parts.of(0)), strict=True))
+        self._check(unread, parts.of(1))
+        storages = HostStorages(path, spans, restore_location(self.map_location), swap=swap)
+        return unpickle(data, StorageTable(path, storages.fetch), path, self.map_location)
+
+    def _read(self, keys: list[str], progress: Callable[[int, int], None] | None) -> list[Span]:
+        if not keys:
+            return []
+        return self.archive.read(
+            keys, mmap=self.mmap, verify=self.verify, threads=self.threads, progress=progress
+        )
+
+    def _read_staged(
+        self,
+        keys: list[str],
+        storages: list[torch.UntypedStorage],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        with StorageLoader(storages) as loader:
+            self.archive.read_staged(
+                keys, loader, verify=self.verify, threads=self.threads, progress=progress
+            )
+
+    def _check(self, keys: list[str], progress: Callable[[int, int], None] | None) -> None:
+        if keys:
+            self.archive.check(keys, threads=self.threads, progress=progress)
+
+    def _unread(self, infos: Iterable[StorageInfo]) -> list[str]:
+        """Keys of records that are there to be checked although the pickle does not use them."""
+        if not self.verify:
+            return []
+        used = {_DATA + info.key for info in infos}
+        return [name.removeprefix(_DATA) for name in self._data_names() if name not in used]
+
+    def _data_names(self) -> list[str]:
+        return [name for name in self.archive.names() if name.startswith(_DATA)]
+
+
+class _Parts:
+    """Presents several jobs of the core to the caller's `progress` as one."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        progress: Callable[[int, int], None] | None,
+        *keys: Sequence[str],
+    ) -> None:
+        self._progress = progress
+        if progress is not None:
+            self._nbytes = [sum(archive.record_nbytes(_DATA + k) for k in part) for part in keys]
+
+    def of(self, part: int) -> Callable[[int, int], None] | None:
+        """Return the callback for one of the jobs."""
+        progress = self._progress
+        if progress is None:
+            return None
+        before, nbytes, total = sum(self._nbytes[:part]), self._nbytes[part], sum(self._nbytes)
+        # The core's own total has the headers in it.
+        return lambda done, of: progress(before + (done * nbytes // of if of else nbytes), total)
+
+
+class _MetaStorages:
+    """Makes storages on the meta device, for which no payload is read."""
+
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
+
+    def fetch(self, request: StorageRequest) -> torch.UntypedStorage:
+        return _meta_storage(self._archive, request.key, request.nbytes)
+
+
+def _meta_storage(archive: Archive, key: str, nbytes: int) -> torch.UntypedStorage:
+    storage = torch.UntypedStorage(nbytes, device="meta")
+    # Where the payload lies in the file, for those who read it on their own (torch 2.7).
+    storage._checkpoint_offset = archive.record_offset(_DATA + key)
+    return storage
+
+
+def _device_storage(nbytes: int, device: torch.device) -> torch.UntypedStorage:
+    return torch.empty(nbytes, dtype=torch.uint8, device=device).untyped_storage()
+
+
+def check_dtypes(archive: Archive, graph: Graph) -> None:
+    """Refuse what the installed torch is too old for, as its own unpickler would."""
+    unknown = [name for name in graph.dtypes() if not hasattr(torch, name)]
+    if unknown:
+        raise UnsafePickleError(
+            f"{archive.path} has torch.{unknown[0]}, which the installed torch {torch.__version__} "
+            "does not know; load it with a newer torch",
+            path=archive.path,
+        )
+
+
+def check_sizes(archive: Archive, graph: Graph) -> None:
+    """Compare the records with what data.pkl says of them, before anything is read."""
+    names = set(archive.names())
+    for info in graph.storages:
+        if _DATA + info.key not in names:
+            raise missing_record(archive.path, info.key)
+        nbytes = archive.record_nbytes(_DATA + info.key)
+        if nbytes != info.nbytes:
+            itemsize = info.nbytes // info.numel if info.numel else 1
+            tensors = tuple(name for key, name in graph.tensor_names() if key == info.key)
+            check_size(archive.path, info.key, info.nbytes, itemsize, nbytes, tensors)
+
+
+def byte_order(archive: Archive) -> str:
+    """Return "little" or "big"; files before torch 2.1 do not say, and torch assumes little."""
+    if "byteorder" in archive.names():
+        order = archive.read_record("byteorder")
+        if order not in (b"little", b"big"):
+            raise FormatError(
+                f"{archive.path} is damaged: unknown byte order {order[:16]!r}", path=archive.path
+            )
+        return order.decode()
+    default = torch.serialization.get_default_load_endianness()
+    if default == LoadEndianness.NATIVE:
+        return sys.byteorder
+    return "big" if default == LoadEndianness.BIG else "little"

@@ -1,0 +1,184 @@
+"""Steps that are not whole, and files of ranks without their checkpoint: what is known of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fastckpt import _native
+from fastckpt._contents.outline import read_outline
+from fastckpt._steps.checkpoint_names import CheckpointName
+from fastckpt._steps.left_behind import is_left_behind, newest_change
+from fastckpt._steps.manager_files import ManagerFiles
+from fastckpt._steps.parts import own_name
+from fastckpt._steps.saves import read_save
+from fastckpt._steps.survey import Directory, StepFiles, parse_name
+from fastckpt.errors import CheckpointError
+
+from .report import StepState, UnfinishedStep
+
+
+class StepJudge:
+    """Looks at the steps of a directory, the highest first, and keeps those that are not whole."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory.path
+        # Of the whole steps so far: when the last file of each was written.
+        self._whole: list[int] = []
+        self.unfinished: list[UnfinishedStep] = []
+
+    def look(self, files: StepFiles) -> None:
+        """Judge one step; every step above it has been looked at.
+
+        Raises:
+            OSError: One of its files cannot be read.
+        """
+        try:
+            save = read_save(self._directory, files.step, optimizer=True)
+        except FileNotFoundError as error:
+            # IncompleteCheckpointError is one too.
+            self._add(files, self._state(files), error)
+        except CheckpointError as error:
+            self._add(files, StepState.DAMAGED, error)
+        else:
+            self._whole.append(newest_change(save.paths()))
+
+    def _state(self, files: StepFiles) -> StepState:
+        if not self._is_left_behind(files):
+            return StepState.UNDER_WAY
+        if not _are_ours(self._directory, files):
+            return StepState.FOREIGN
+        if not files.shards and not files.kept and self._loads_model(files):
+            return StepState.MODEL_ONLY
+        return StepState.ABANDONED
+
+    def _is_left_behind(self, files: StepFiles) -> bool:
+        return is_left_behind(newest_change(self._paths(files)), self._whole)
+
+    def _loads_model(self, files: StepFiles) -> bool:
+        try:
+            read_save(self._directory, files.step, optimizer=False)
+        except (CheckpointError, FileNotFoundError):
+            return False
+        return True
+
+    def _add(self, files: StepFiles, state: StepState, error: Exception) -> None:
+        paths = self._paths(files)
+        self.unfinished.append(
+            UnfinishedStep(
+                directory=self._directory,
+                step=files.step,
+                state=state,
+                reason=str(error),
+                loads_model=state is not StepState.DAMAGED and self._loads_model(files),
+                nbytes=sum(_size(path) for path in paths),
+                files=tuple(paths),
+            )
+        )
+
+    def _paths(self, files: StepFiles) -> list[str]:
+        """Return the paths of a step's files, models first, and each manifest behind its meta.
+
+        A meta without its manifest is taken at its word: gone first, the manifest could make a model of
+        one save and a meta of another look like one step.
+        """
+        names = [*files.names(), *files.kept_names()]
+        paths = [os.path.join(self._directory, name) for name in names]
+        return sorted(paths, key=lambda path: (not is_model(path), _role(path) == "manifest"))
+
+
+class RankFilesJudge:
+    """Looks at files of ranks whose checkpoint, that of rank 0, is not there.
+
+    Args:
+        directory: Where they are.
+        checkpoints: All checkpoints of a CheckpointManager there.
+    """
+
+    def __init__(self, directory: str, checkpoints: Sequence[ManagerFiles]) -> None:
+        self._directory = directory
+        self._checkpoints = checkpoints
+        # When each whole checkpoint was written; None for one that is not whole.
+        self._written: dict[str, int | None] = {}
+
+    def look(self, files: ManagerFiles) -> UnfinishedStep:
+        """Judge the files of ranks of one step and epoch.
+
+        Raises:
+            OSError: One of them, or of the checkpoints of later steps, cannot be read.
+        """
+        paths = [os.path.join(self._directory, name) for name in files.rank_names()]
+        missing = os.path.join(self._directory, str(CheckpointName(files.step, files.epoch)))
+        reason = f"{missing} is missing: rank 0 has not saved it, or it was deleted"
+        state = StepState.UNDER_WAY
+        if is_left_behind(newest_change(paths), self._later(files.step)):
+            try:
+                state = StepState.ABANDONED if all(map(_bears_mark, paths)) else StepState.FOREIGN
+            except CheckpointError as error:
+                state, reason = StepState.DAMAGED, str(error)
+        return UnfinishedStep(
+            directory=self._directory,
+            step=files.step,
+            epoch=files.epoch,
+            state=state,
+            reason=reason,
+            loads_model=False,
+            nbytes=sum(map(_size, paths)),
+            files=tuple(paths),
+        )
+
+    def _later(self, step: int) -> list[int]:
+        """Return when the whole checkpoints of later steps were written."""
+        names = [each.name for each in self._checkpoints if each.step > step]
+        written = [self._look_at(name) for name in names if name is not None]
+        return [changed_ns for changed_ns in written if changed_ns is not None]
+
+    def _look_at(self, name: str) -> int | None:
+        if name not in self._written:
+            path = os.path.join(self._directory, name)
+            try:
+                read_outline(path)
+            except (CheckpointError, FileNotFoundError):
+                self._written[name] = None
+            else:
+                self._written[name] = newest_change([path])
+        return self._written[name]
+
+
+def _are_ours(directory: str, files: StepFiles) -> bool:
+    """Whether fastckpt has written all archives of a step."""
+    names = [*filter(None, [files.model]), *files.shards.values()]
+    if not names:
+        return files.manifest is not None or bool(files.kept)
+    return all(_is_marked(os.path.join(directory, name)) for name in names)
+
+
+def _is_marked(path: str) -> bool:
+    try:
+        return _bears_mark(path)
+    except CheckpointError:
+        return False
+
+
+def _bears_mark(path: str) -> bool:
+    try:
+        return _native.Archive.open(path).save_mark is not None
+    except FileNotFoundError:
+        return False
+
+
+def is_model(path: str) -> bool:
+    """Whether a file is the model of a step, or was before it was replaced."""
+    return _role(path) == "model"
+
+
+def _role(path: str) -> str | None:
+    named = parse_name(own_name(os.path.basename(path)))
+    return None if named is None else named.role
+
+
+def _size(path: str) -> int:
+    try:
+        return os.lstat(path).st_size
+    except OSError:
+        return 0
