@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import fastckpt
 from fastckpt import _native
+from fastckpt._steps.checkpoint_names import CheckpointName
+from fastckpt.training import rotation
 
 
 def in_place(obj: Any, path: Path, direct: bool) -> None:
@@ -58,6 +62,39 @@ def each_file_for_itself(
             commit.write_bytes(path, json.dumps(meta).encode())
             commit.publish([path])
     fastckpt.save(optimizer, directory / f"optim_{step:06d}_rank{rank}.pt")
+
+
+# Managers. They rely on how the right one is made: a mistake is as small as it would be there.
+
+
+class DeletesFirst(fastckpt.CheckpointManager):
+    """Makes room for a checkpoint before it is there."""
+
+    def _write(self, name: CheckpointName, *arguments: Any, **options: Any) -> None:
+        expendable = [] if name.rank else self._expendable(name)
+        if expendable:
+            rotation.remove(self._directory, expendable)
+        super()._write(name, *arguments, **options)
+
+
+class UnlinksTheBest(fastckpt.CheckpointManager):
+    """Takes the name from the old best one, durably, before the new one gets it."""
+
+    def _name_best(self) -> None:
+        best, named = self._best_entry(), self._directory.best_model
+        if best is not None and named is not None and not named.is_same_save(best):
+            os.unlink(named.path)
+            _sync(Path(self._directory.path))
+        super()._name_best()
+
+
+class DeletesUnsynced(fastckpt.CheckpointManager):
+    """Deletes, and names the best, on account of a checkpoint that may not be on the disk."""
+
+    def _write(self, *arguments: Any, **options: Any) -> None:
+        unsynced = partial(_native.Commit, sync=False)
+        with mock.patch.object(_native, "Commit", unsynced):
+            super()._write(*arguments, **options)
 
 
 def _sync(path: Path) -> None:
