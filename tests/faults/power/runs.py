@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.faults.harness import Tally
 from tests.faults.power.block_log import open_log
+from tests.faults.power.copy_saves import CopySaves
 from tests.faults.power.crash_states import draw_states
 from tests.faults.power.file_saves import FileSaves
 from tests.faults.power.images import replaying
@@ -62,6 +63,17 @@ def run_managers(
 ) -> Tally:
     """Cut the power while a manager saves and deletes; see `ManagerSaves`."""
     return _run("managers", draw, seed, cases, directory, file_system)
+
+
+def run_copies(
+    seed: int,
+    cases: int,
+    directory: Path,
+    file_system: str,
+    draw: DrawSaves = CopySaves,
+) -> Tally:
+    """Cut the power while checkpoints are copied to the disk, and pruned there; see `CopySaves`."""
+    return _run("copies", draw, seed, cases, directory, file_system)
 
 
 def _run(
