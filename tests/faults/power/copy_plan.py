@@ -103,7 +103,7 @@ class CopyPlan:
             if len(held.steps) > 2 and generator.random() < _PRUNES:
                 operation: Operation = Prune(generator.choice([1, 1, 2]))
             else:
-                for _ in range(generator.choice([1, 2])):
+                for _ in range(generator.choice([1, 1, 2])):
                     last += _STEPS_BETWEEN
                     self._metrics[last] = generator.random()
                 one = generator.randrange(_STEPS_BETWEEN, last + 1, _STEPS_BETWEEN)

@@ -27,7 +27,7 @@ from tests.specimens import assert_same
 import fastckpt
 
 # After so many of the crash states the same is done again, or the next; it costs more than the look.
-_GOING_ON = 0.4
+_GOING_ON = 0.25
 _STALE = re.compile(r"\.fastckpt-\d+-\d+\.tmp")
 _MODEL = re.compile(r"model_(\d{6})\.pt")
 _CHECKPOINT = re.compile(r"checkpoint_epoch0001_step(\d{8})\.pt")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from tests.faults.power.copy_plan import BEST, METRIC, Holding
 
 import fastckpt
 from fastckpt import _native
@@ -95,6 +97,40 @@ class DeletesUnsynced(fastckpt.CheckpointManager):
         unsynced = partial(_native.Commit, sync=False)
         with mock.patch.object(_native, "Commit", unsynced):
             super()._write(*arguments, **options)
+
+
+# Copies and prunes.
+
+
+def copies_as_cp(source: Path, to: Path, steps: tuple[int, ...]) -> None:
+    """Copy the files by name, and leave the rest to the system."""
+    for name in _names_to_copy(source, to, steps):
+        shutil.copy2(source / name, to / name)
+
+
+def copies_the_model_first(source: Path, to: Path, steps: tuple[int, ...]) -> None:
+    """Copy the files by name, each whole and durable: a model before what belongs to it."""
+    for name in _names_to_copy(source, to, steps):
+        with _native.Commit() as commit:
+            commit.copy_file(to / name, source / name, verify=False)
+            commit.publish([to / name])
+
+
+def _names_to_copy(source: Path, to: Path, steps: tuple[int, ...]) -> list[str]:
+    names = Holding(frozenset(steps), frozenset(steps)).names() or {*os.listdir(source)}
+    return sorted(names - {*os.listdir(to)} | (names & {BEST}))
+
+
+def prunes_the_model_last(directory: Path, keep: int) -> None:
+    """Delete the same files as fastckpt, and what makes a step of them after all the others."""
+    report = fastckpt.prune(directory, keep=keep, metric=METRIC, dry_run=True)
+    for checkpoint in report.checkpoints:
+        paths = [file.path for file in checkpoint.files]
+        for path in paths[1:]:
+            os.unlink(path)
+        _sync(directory)
+        for path in paths[:1]:
+            os.unlink(path)
 
 
 def _sync(path: Path) -> None:
