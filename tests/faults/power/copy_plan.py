@@ -93,6 +93,7 @@ class CopyPlan:
 
     Attributes:
         operations: By number from 1 on, with one more than is recorded.
+        steps: All steps of the run.
     """
 
     def __init__(self, generator: random.Random) -> None:
@@ -111,7 +112,8 @@ class CopyPlan:
                 operation = Copy(last, steps)
             self.operations[number] = operation
             held = self.after(held, number)
-        self._seeds = {step: generator.getrandbits(32) for step in self._metrics}
+        self.steps = list(self._metrics)
+        self._seeds = {step: generator.getrandbits(32) for step in self.steps}
 
     def _best_of(self, steps: Collection[int]) -> int:
         return min(steps, key=self._metrics.__getitem__)

@@ -19,6 +19,7 @@ from tests.faults.power.block_log import open_log
 from tests.faults.power.copy_saves import CopySaves
 from tests.faults.power.crash_states import draw_states
 from tests.faults.power.file_saves import FileSaves
+from tests.faults.power.foreign_saves import ForeignSaves
 from tests.faults.power.images import replaying
 from tests.faults.power.manager_saves import ManagerSaves
 from tests.faults.power.mounting import loop_device, mounted
@@ -74,6 +75,17 @@ def run_copies(
 ) -> Tally:
     """Cut the power while checkpoints are copied to the disk, and pruned there; see `CopySaves`."""
     return _run("copies", draw, seed, cases, directory, file_system)
+
+
+def run_foreign(
+    seed: int,
+    cases: int,
+    directory: Path,
+    file_system: str,
+    draw: DrawSaves = ForeignSaves,
+) -> Tally:
+    """Cut the power after a copy or prune has answered for unsynced files; see `ForeignSaves`."""
+    return _run("foreign", draw, seed, cases, directory, file_system)
 
 
 def _run(
