@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from tests.faults.power import wrong_writers
 from tests.faults.power.copy_saves import IN_PART, CopySaves
+from tests.faults.power.foreign_saves import ForeignSaves
 from tests.faults.power.manager_saves import ManagerSaves
 from tests.faults.power.recording import FILE_SYSTEMS, need_recorded_disks
-from tests.faults.power.runs import run_copies, run_managers
+from tests.faults.power.runs import run_copies, run_foreign, run_managers
 from tests.faults.power.verdicts import DAMAGED, LOST, kinds_of
 
 STATES = 40
@@ -50,6 +51,18 @@ def test_a_power_cut_leaves_whole_checkpoints_of_copies_and_prunes(
     assert tally.failures == []
     assert tally.cases == STATES
     assert {"old", "new", IN_PART} <= tally.outcomes.keys()
+
+
+@patient
+@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+def test_what_a_copy_or_a_prune_has_found_whole_survives_a_power_cut(
+    file_system: str, tmp_path: Path
+) -> None:
+    need_recorded_disks(file_system)
+    tally = run_foreign(SEED, STATES, tmp_path, file_system)
+    assert tally.failures == []
+    assert tally.cases == STATES
+    assert {"old", "new"} <= tally.outcomes.keys()
 
 
 # The harness is of worth only if it finds those who do it wrong.
@@ -89,3 +102,18 @@ def test_a_wrong_copy_or_prune_is_found(
     draw = functools.partial(CopySaves, **wrong)
     tally = run_copies(SEED_OF_WRONG_COPIES, states, tmp_path, "ext4", draw)
     assert kind in kinds_of(tally.failures)
+
+
+@patient
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"copier": wrong_writers.copies_what_is_unsynced},
+        {"pruner": wrong_writers.prunes_for_what_is_unsynced},
+    ],
+)
+def test_a_copy_or_prune_that_trusts_memory_is_found(wrong: dict[str, Any], tmp_path: Path) -> None:
+    need_recorded_disks("ext4")
+    draw = functools.partial(ForeignSaves, **wrong)
+    tally = run_foreign(SEED_OF_WRONG_COPIES, 20, tmp_path, "ext4", draw)
+    assert LOST in kinds_of(tally.failures)

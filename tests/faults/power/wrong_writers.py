@@ -11,10 +11,13 @@ from typing import Any
 from unittest import mock
 
 import torch
+from tests.faults.power import copy_saves
 from tests.faults.power.copy_plan import BEST, METRIC, Holding
 
 import fastckpt
 from fastckpt import _native
+from fastckpt._copy import items
+from fastckpt._prune import prune as prune_module
 from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt.training import rotation
 
@@ -131,6 +134,18 @@ def prunes_the_model_last(directory: Path, keep: int) -> None:
         _sync(directory)
         for path in paths[:1]:
             os.unlink(path)
+
+
+def copies_what_is_unsynced(source: Path, to: Path, steps: tuple[int, ...]) -> None:
+    """Take for copied what is there, be it in memory only."""
+    with mock.patch.object(items, "make_durable", list):
+        copy_saves.copy(source, to, steps)
+
+
+def prunes_for_what_is_unsynced(directory: Path, keep: int) -> None:
+    """Delete on account of what can be read, be it in memory only."""
+    with mock.patch.object(prune_module, "make_durable", list):
+        copy_saves.prune(directory, keep)
 
 
 def _sync(path: Path) -> None:
