@@ -116,6 +116,31 @@ def test_what_is_there_already_is_verified_there_and_not_copied_again(
     assert copy_checkpoint(runs, to).copied_nbytes == 0
 
 
+def test_what_is_there_already_is_flushed_to_the_disk_or_it_is_an_error(
+    runs: Path, to: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(runs, to)
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        if flushed[-1].endswith("optim_000002_rank1.pt"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    report = copy_checkpoint(runs, to)
+    assert outcomes(report) == {
+        "step 1": Outcome.PRESENT,
+        "step 2": Outcome.IO_ERROR,
+        "step 3": Outcome.PRESENT,
+    }
+    words = "Input/output error, while flushing the file to disk (fsync)"
+    assert report.checkpoints[1].message == f"[Errno 5] {words}: '{to}/optim_000002_rank1.pt'"
+    assert {*flushed} >= {str(to / name) for name in of_step(to, 1) | of_step(to, 3)}
+
+
 def test_a_source_that_is_saved_again_meanwhile_is_copied_again_whole(
     runs: Path, to: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -600,6 +600,47 @@ def test_an_error_is_reported_and_the_rest_goes_on(
     assert report.freed_nbytes == removed
 
 
+def failing_fsync(monkeypatch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Let the fsync of one file fail; returns the names of those that are flushed from here on."""
+    flushed: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        flushed.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
+        if flushed[-1] == name:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return flushed
+
+
+def test_what_the_others_go_for_is_flushed_to_the_disk_first(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed = failing_fsync(monkeypatch, "none")
+    assert prune(runs, keep=1, metric="val_bpb").ok
+    of_step = "model_{0}.pt meta_{0}.json manifest_{0}.json optim_{0}_rank0.pt optim_{0}_rank1.pt"
+    (best, newest) = steps(runs)
+    expected = [of_step.format(f"{step:06d}").split() for step in (best, newest)]
+    assert sorted(flushed) == sorted(expected[0] + expected[1])
+
+
+def test_where_what_stays_cannot_be_flushed_nothing_goes(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = names(runs)
+    failing_fsync(monkeypatch, "model_000600.pt")
+    report = prune(runs, keep=1)
+    words = "Input/output error, while flushing the file to disk (fsync)"
+    assert report.errors == ((str(runs / "model_000600.pt"), words),)
+    assert names(runs) == before
+    assert {file.error for file in report.files} == {
+        f"kept, since what stays may not be on the disk: {words}"
+    }
+    assert (report.status, report.freed_nbytes) == ("io_error", 0)
+
+
 CHILD = (
     "import sys\n"
     "from fastckpt.cli.app import run\n"

@@ -103,7 +103,7 @@ HARNESSES: list[Harness] = [
         Harness(
             f"power-cuts-{kind}-{file_system}", _power_cuts(f"run_{kind}", file_system), n, 10_000
         )
-        for kind in ("files", "steps")
+        for kind in ("files", "steps", "managers", "copies", "foreign")
         for file_system, n in (("ext4", 400), ("xfs", 400), ("btrfs", 400))
     ),
     Harness("simulated-power-cuts", _simulated, 100_000, 1_000_000),

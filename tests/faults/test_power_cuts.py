@@ -32,7 +32,7 @@ from tests.faults.power.recording import (
 )
 from tests.faults.power.runs import run_files, run_steps
 from tests.faults.power.step_saves import SAVE_KEPT, STEP_REFUSED, StepSaves
-from tests.faults.power.verdicts import DAMAGED, LEFT_BEHIND, LOST, MIXED, Moment
+from tests.faults.power.verdicts import DAMAGED, LEFT_BEHIND, LOST, MIXED, Moment, kinds_of
 
 STATES = 100
 # They fail in most states, so fewer are enough.
@@ -83,7 +83,7 @@ def test_a_wrong_writer_of_files_is_found(
     need_recorded_disks("ext4")
     draw = functools.partial(FileSaves, writer=writer)
     tally = run_files(SEED, STATES_OF_WRONG_WRITERS, tmp_path, "ext4", draw)
-    assert kinds <= found_kinds(tally.failures)
+    assert kinds <= kinds_of(tally.failures)
 
 
 @patient
@@ -91,12 +91,7 @@ def test_a_step_of_files_that_are_saved_one_by_one_is_found(tmp_path: Path) -> N
     need_recorded_disks("ext4")
     draw = functools.partial(StepSaves, writer=wrong_writers.each_file_for_itself)
     tally = run_steps(SEED, STATES_OF_WRONG_WRITERS, tmp_path, "ext4", draw)
-    assert MIXED in found_kinds(tally.failures)
-
-
-def found_kinds(failures: list[str]) -> set[str]:
-    kinds = (DAMAGED, LEFT_BEHIND, LOST, MIXED)
-    return {kind for kind in kinds for failure in failures if f" -> {kind}: " in failure}
+    assert MIXED in kinds_of(tally.failures)
 
 
 # What the harness itself rests on.

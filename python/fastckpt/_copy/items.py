@@ -12,6 +12,7 @@ from dataclasses import replace
 from fastckpt import _native
 from fastckpt._contents.identity import identity
 from fastckpt._steps.checkpoint_names import BEST_NAME
+from fastckpt._steps.durable import make_durable
 from fastckpt._steps.manager_files import survey_manager
 from fastckpt.errors import IncompleteCheckpointError
 
@@ -69,6 +70,8 @@ class _ItemCopy:
                 self._done[piece.name] = found
         if any(file.outcome is Outcome.CONFLICT for file in self._done.values()):
             return self._result(Outcome.CONFLICT)
+        # Whoever has put them there may not have come to sync them: cp never does.
+        make_durable(file.path for file in self._done.values())
         if len(self._done) == len(self._pieces):
             return self._result(Outcome.PRESENT)
         with _native.Commit() as commit:
@@ -153,6 +156,7 @@ def link_best(best: str, item: CheckpointItem, to: str) -> CopiedFile | None:
     file = CopiedFile(best, target, os.stat(own).st_size, Outcome.LINKED)
     if os.path.lexists(target):
         if os.path.samefile(own, target):
+            make_durable([target])
             return file
         if not _is_second_name(target, to):
             return None

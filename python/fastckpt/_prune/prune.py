@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 
+from fastckpt._steps.durable import make_durable
 from fastckpt._steps.removal import Removal
 
 from .candidates import Candidate, Family, find_families
@@ -124,12 +125,30 @@ def _remove(plans: Iterable[Plan], removal: Removal) -> dict[str, str]:
     kept: dict[str, str] = {}
     for plan in plans:
         what = "model" if plan.family.kind == "nanochat" else "checkpoint"
+        unsure = _settle(plan, removal)
         for each in plan.expendable:
-            kept.update(_remove_one(each, removal, what))
+            kept.update(
+                dict.fromkeys(each.paths, unsure) if unsure else _remove_one(each, removal, what)
+            )
         if plan.leftovers:
             directory = os.path.dirname(plan.leftovers[0])
             kept.update(removal.unlink_in_order(directory, (), plan.leftovers, what=what))
     return kept
+
+
+def _settle(plan: Plan, removal: Removal) -> str | None:
+    """Make durable what the others are removed for; return why nothing may be removed where that fails.
+
+    It was read whole, but that may have been from memory: cp and torch.save sync nothing.
+    """
+    staying = [plan.verified, *plan.best] if plan.expendable else []
+    paths = sorted({path for each in staying if each is not None for path in each.loads})
+    try:
+        make_durable(paths)
+    except OSError as error:
+        words = removal.fail(error, plan.expendable[0].directory)
+        return f"kept, since what stays may not be on the disk: {words}"
+    return None
 
 
 def _remove_one(each: Candidate, removal: Removal, what: str) -> dict[str, str]:

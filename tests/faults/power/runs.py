@@ -16,9 +16,12 @@ from pathlib import Path
 
 from tests.faults.harness import Tally
 from tests.faults.power.block_log import open_log
+from tests.faults.power.copy_saves import CopySaves
 from tests.faults.power.crash_states import draw_states
 from tests.faults.power.file_saves import FileSaves
+from tests.faults.power.foreign_saves import ForeignSaves
 from tests.faults.power.images import replaying
+from tests.faults.power.manager_saves import ManagerSaves
 from tests.faults.power.mounting import loop_device, mounted
 from tests.faults.power.recording import Recording, record
 from tests.faults.power.step_saves import StepSaves
@@ -50,6 +53,39 @@ def run_steps(
 ) -> Tally:
     """Cut the power while whole steps are saved; see `StepSaves`."""
     return _run("steps", draw, seed, cases, directory, file_system)
+
+
+def run_managers(
+    seed: int,
+    cases: int,
+    directory: Path,
+    file_system: str,
+    draw: DrawSaves = ManagerSaves,
+) -> Tally:
+    """Cut the power while a manager saves and deletes; see `ManagerSaves`."""
+    return _run("managers", draw, seed, cases, directory, file_system)
+
+
+def run_copies(
+    seed: int,
+    cases: int,
+    directory: Path,
+    file_system: str,
+    draw: DrawSaves = CopySaves,
+) -> Tally:
+    """Cut the power while checkpoints are copied to the disk, and pruned there; see `CopySaves`."""
+    return _run("copies", draw, seed, cases, directory, file_system)
+
+
+def run_foreign(
+    seed: int,
+    cases: int,
+    directory: Path,
+    file_system: str,
+    draw: DrawSaves = ForeignSaves,
+) -> Tally:
+    """Cut the power after a copy or prune has answered for unsynced files; see `ForeignSaves`."""
+    return _run("foreign", draw, seed, cases, directory, file_system)
 
 
 def _run(

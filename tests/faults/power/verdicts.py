@@ -24,6 +24,12 @@ class Violation(Exception):
         super().__init__(f"{kind}: {detail}")
 
 
+def kinds_of(failures: Iterable[str]) -> set[str]:
+    """Return which promises the failures of a run say to be broken."""
+    kinds = (DAMAGED, LEFT_BEHIND, LOST, MIXED, NOT_ALIVE)
+    return {kind for failure in failures for kind in kinds if f" -> {kind}: " in failure}
+
+
 @dataclass(frozen=True)
 class Moment:
     """How far the saves had come when the power went. They are numbered from 1 on.

@@ -1,0 +1,43 @@
+"""Make files durable that somebody else has written, before anything is done on their account. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+
+from .removal import sync_directory
+
+
+def make_durable(paths: Iterable[str]) -> None:
+    """Flush files, and the names that they have, to the disk.
+
+    What was read whole may be whole in memory only: cp and torch.save sync nothing, and a save that was
+    killed may not have come to sync the directory.
+
+    Raises:
+        OSError: One of them could not be flushed; whether it is on the disk is not known then.
+    """
+    directories = set()
+    for path in paths:
+        _sync_file(path)
+        directories.add(os.path.dirname(path))
+    for directory in sorted(directories):
+        sync_directory(directory)
+
+
+def _sync_file(path: str) -> None:
+    doing = "opening the file"
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            doing = "flushing the file to disk (fsync)"
+            os.fsync(descriptor)
+        finally:
+            # Nothing was written here, so nothing is lost with what close may say.
+            with suppress(OSError):
+                os.close(descriptor)
+    except OSError as error:
+        error.strerror = f"{error.strerror}, while {doing}"
+        error.filename = path
+        raise
