@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -13,10 +14,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def environment() -> dict[str, str]:
+    """Return this process's, with one thread for torch: threads of several tests would wait for cores."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def example(name: str, *arguments: str | Path) -> str:
     """Run an example as its docstring says; returns what it prints."""
     command = [sys.executable, "-m", f"examples.{name}", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,7 +58,9 @@ def test_manager_loop_goes_on_exactly_after_a_kill(tmp_path: Path) -> None:
     whole = losses_of(example("manager_loop", tmp_path / "undisturbed", "--steps", "30"))
     directory = tmp_path / "killed"
     command = [sys.executable, "-m", "examples.manager_loop", str(directory), "--steps", "30"]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step 17 "):

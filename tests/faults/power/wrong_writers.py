@@ -75,31 +75,32 @@ def each_file_for_itself(
 class DeletesFirst(fastckpt.CheckpointManager):
     """Makes room for a checkpoint before it is there."""
 
-    def _write(self, name: CheckpointName, *arguments: Any, **options: Any) -> None:
-        expendable = [] if name.rank else self._expendable(name)
+    def _save_checkpoint(self, name: CheckpointName, *arguments: Any, **options: Any) -> bool:
+        self._directory.refresh()
+        expendable = self._expendable(name)
         if expendable:
-            rotation.remove(self._directory, expendable)
-        super()._write(name, *arguments, **options)
+            rotation.remove(self._directory, expendable, saved=name)
+        return super()._save_checkpoint(name, *arguments, **options)
 
 
 class UnlinksTheBest(fastckpt.CheckpointManager):
     """Takes the name from the old best one, durably, before the new one gets it."""
 
-    def _name_best(self) -> None:
+    def _tidy(self, newest: CheckpointName, *, proven: bool) -> None:
         best, named = self._best_entry(), self._directory.best_model
         if best is not None and named is not None and not named.is_same_save(best):
             os.unlink(named.path)
             _sync(Path(self._directory.path))
-        super()._name_best()
+        super()._tidy(newest, proven=proven)
 
 
 class DeletesUnsynced(fastckpt.CheckpointManager):
     """Deletes, and names the best, on account of a checkpoint that may not be on the disk."""
 
-    def _write(self, *arguments: Any, **options: Any) -> None:
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> bool:
         unsynced = partial(_native.Commit, sync=False)
         with mock.patch.object(_native, "Commit", unsynced):
-            super()._write(*arguments, **options)
+            return super()._save_checkpoint(*arguments, **options)
 
 
 # Copies and prunes.
