@@ -32,6 +32,7 @@ from fastckpt.cli.app import run
 from fastckpt.export import hub
 from fastckpt.nanochat import save_id as save_id_module
 from fastckpt.training import manager as manager_module
+from fastckpt.training import writing
 
 RANKS = 2
 
@@ -539,10 +540,10 @@ def rank_0_in_the_middle_of(directory: Path, step: int) -> Iterator[int]:
         threading.Event().wait()
 
     def save_and_stop() -> None:
-        vars(manager_module)["write_into"] = stop
+        vars(writing)["write_into"] = stop
         save_managed(directory, step, ranks=(0,))
 
-    write_into = vars(manager_module)["write_into"]
+    write_into = vars(writing)["write_into"]
     child = in_child(save_and_stop)
     os.close(says_ready)
     assert os.read(ready, 1) == b"1"
