@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._contents.opening import Kind, open_source
-from ._contents.plain_values import PlainValues, read_plain_values
-from ._inspect.files import decode_meta_values, read_source
+from ._contents.plain_values import PlainValues
+from ._inspect.files import decode_meta_values, read_source_values
 from ._inspect.names import name_of_file
 from ._native import Archive, TensorInfo
 from ._steps.checkpoint_names import BEST_NAME
@@ -283,12 +283,11 @@ def _read_file(path: str, metric_name: str) -> RankedCheckpoint:
     with open_source(path) as source:
         if source.kind is Kind.SAFETENSORS:
             return _ranked(path, None if named is None else named.step, PlainValues(), None)
-        outline = read_source(source)
-    plain = read_plain_values(outline.root)
+        archive, plain = read_source_values(source)
     step = plain.step
     if step is None and named is not None:
         step = named.step
-    return _ranked(path, step, plain, _metric_of(plain, metric_name, outline.archive))
+    return _ranked(path, step, plain, _metric_of(plain, metric_name, archive))
 
 
 def _ranked(
