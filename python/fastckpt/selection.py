@@ -7,10 +7,10 @@ import os
 import stat
 import struct
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -255,8 +255,26 @@ def _without_copies_of_best(ranked: list[RankedCheckpoint]) -> list[RankedCheckp
 
 def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
     """Read them all, several at a time: each is a few small reads that wait for the disk."""
+    waiting = deque(enumerate(paths))
+    read: dict[int, RankedCheckpoint] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                position, path = waiting.popleft()
+            except IndexError:
+                return
+            read[position] = _read(path, metric_name)
+
+    # One task for each thread: a task for each file would cost a tenth of what the file does.
     with ThreadPoolExecutor(_THREADS) as executor:
-        return list(executor.map(partial(_read, metric_name=metric_name), paths))
+        try:
+            for thread in [executor.submit(work) for _ in range(_THREADS)]:
+                thread.result()
+        finally:
+            # After Ctrl-C each thread ends with the file that it is at.
+            waiting.clear()
+    return [read[position] for position in range(len(paths))]
 
 
 def _read(path: str, metric_name: str) -> RankedCheckpoint:
