@@ -25,8 +25,18 @@ from fastckpt.errors import CheckpointError, ChecksumError, FormatError
 
 # The words on which it depends what is looked into.
 KEYS = st.sampled_from(
-    ["metrics", "state", "param_groups", "model", "w_extra_state", "val_loss", "step", "a.metrics"]
-    + ["history", "params", ""]
+    [
+        "metrics",
+        "state",
+        "param_groups",
+        "model",
+        "w_extra_state",
+        "val_loss",
+        "step",
+        "a.metrics",
+        "history",
+        "params",
+    ]
 )
 
 
