@@ -340,10 +340,12 @@ def test_places_outside_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain"
     path.write_bytes(bytes(16))
     plain = _native.PlainFile.open(path)
-    assert _native.compare_tensors(plain, plain, [("float32", 4, 0, 0)])[0].differing == 0
+    assert (
+        _native.compare_tensors(plain, plain, [("float32", "float32", 4, 0, 0)])[0].differing == 0
+    )
     for numel, start in ((4, 1), (5, 0), (2**62, 0), (1, 2**64 - 1)):
         with pytest.raises(ValueError, match="beyond the end"):
-            _native.compare_tensors(plain, plain, [("float32", numel, start, 0)])
+            _native.compare_tensors(plain, plain, [("float32", "float32", numel, start, 0)])
 
 
 def test_layers() -> None:

@@ -456,7 +456,7 @@ class Comparison:
 
     @property
     def differing(self) -> int:
-        """Elements whose bytes differ."""
+        """Elements whose bytes differ; of two dtypes, whose numbers do."""
     @property
     def non_finite(self) -> int:
         """Those of them that are infinite or NaN in one at least."""
@@ -483,14 +483,14 @@ class Comparison:
 def compare_tensors(
     a: Archive | PlainFile,
     b: Archive | PlainFile,
-    pairs: Sequence[tuple[str, int, _Place | int, _Place | int]],
+    pairs: Sequence[tuple[str, str, int, _Place | int, _Place | int]],
     *,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> list[Comparison]:
-    """Compare tensors of one dtype and size: (dtype, elements, place in a, place in b).
+    """Compare tensors of one size: (dtype in a, dtype in b, elements, place in a, place in b).
 
-    The place in a plain file is its first byte.
+    The place in a plain file is its first byte. Two different dtypes are numbers both, see `arithmetic`.
     """
 
 def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:

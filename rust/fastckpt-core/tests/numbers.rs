@@ -57,7 +57,7 @@ fn compared(a: &Archive, b: &Archive, pairs: &[Pair]) -> Result<Vec<Comparison>,
 fn pair_of(dtype: Dtype, numel: u64) -> Pair {
     let place = || Place::Record("0".to_owned(), View::flat(numel));
     Pair {
-        dtype,
+        dtypes: [dtype; 2],
         numel,
         a: place(),
         b: place(),
