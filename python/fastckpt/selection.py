@@ -178,7 +178,7 @@ class ModelSelector:
             The averaged state dict, on the CPU.
         """
         # Torch comes with it.
-        average = import_module("._average", __package__).average_checkpoints
+        average = import_module("._average.average", __package__).average_checkpoints
         averaged: dict[str, Any] = average(checkpoints, model, weights=weights)
         return averaged
 

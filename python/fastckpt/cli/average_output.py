@@ -9,7 +9,7 @@ from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 if TYPE_CHECKING:
     # Imports torch.
-    from fastckpt._average import AverageReport
+    from fastckpt._average.average import AverageReport
 
 
 def report_lines(report: AverageReport) -> Iterator[Line]:

@@ -19,14 +19,22 @@ from typing import Any
 
 import torch
 
-from ._archive.byte_order import refuse_foreign_byte_order
-from ._archive.configuration import DEFAULT_ALIGNMENT
-from ._archive.pickling import pickle_object
-from ._archive.unpickling import host_storage
-from ._contents.outline import read_outline, walk
-from ._contents.state_dicts import find_state_dict
-from ._native import Archive, Commit, Opaque, TensorInfo, archive_nbytes, arithmetic, average
-from .errors import FormatError, MissingChecksumWarning
+from fastckpt._archive.byte_order import refuse_foreign_byte_order
+from fastckpt._archive.configuration import DEFAULT_ALIGNMENT
+from fastckpt._archive.pickling import pickle_object
+from fastckpt._archive.unpickling import host_storage
+from fastckpt._contents.outline import read_outline, walk
+from fastckpt._contents.state_dicts import find_state_dict
+from fastckpt._native import (
+    Archive,
+    Commit,
+    Opaque,
+    TensorInfo,
+    archive_nbytes,
+    arithmetic,
+    average,
+)
+from fastckpt.errors import FormatError, MissingChecksumWarning
 
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
