@@ -18,8 +18,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests import archives
+from tests.elements import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out, name_of, numbers
 from tests.specimens import fill
-from tests.test_average import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out, name_of, numbers
 
 import fastckpt
 from fastckpt import _native

@@ -15,8 +15,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tests.specimens import fill, quiet
-from tests.test_average import (
+from tests.elements import (
     COMPONENTS,
     FLOATING,
     INTEGER,
@@ -25,6 +24,7 @@ from tests.test_average import (
     name_of,
     of_bytes,
 )
+from tests.specimens import fill, quiet
 from tests.test_diff import compared, saved
 
 from fastckpt import _native
