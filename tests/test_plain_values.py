@@ -111,13 +111,14 @@ def test_the_short_way_finds_what_the_outline_holds(root: Any) -> None:
 
 
 def test_nothing_is_made_of_what_holds_no_plain_values(tmp_path: Path) -> None:
-    parameters = [torch.nn.Parameter(torch.ones(2))]
-    optimizer = torch.optim.AdamW(parameters)
-    parameters[0].grad = torch.ones(2)
-    optimizer.step()
+    # As torch.optim.AdamW has it.
+    optimizer = {
+        "state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(2)}},
+        "param_groups": [{"lr": 0.1, "params": [0]}],
+    }
     root = {
         "model": {"w": torch.ones(2)},
-        "optimizer": optimizer.state_dict(),
+        "optimizer": optimizer,
         "metrics": {"loss": torch.tensor(0.5)},
         "metrics_history": [{"loss": 1.0}] * 17,
     }
