@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from tests import archives
 from tests.command_line import run_json
+from tests.elements import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out, name_of, numbers
 from tests.specimens import fill
-from tests.test_average import COMPONENTS, FLOATING, INTEGER, bytes_of, laid_out, name_of, numbers
 
 import fastckpt
 from fastckpt import _native
@@ -341,10 +341,12 @@ def test_places_outside_a_file_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "plain"
     path.write_bytes(bytes(16))
     plain = _native.PlainFile.open(path)
-    assert _native.compare_tensors(plain, plain, [("float32", 4, 0, 0)])[0].differing == 0
+    assert (
+        _native.compare_tensors(plain, plain, [("float32", "float32", 4, 0, 0)])[0].differing == 0
+    )
     for numel, start in ((4, 1), (5, 0), (2**62, 0), (1, 2**64 - 1)):
         with pytest.raises(ValueError, match="beyond the end"):
-            _native.compare_tensors(plain, plain, [("float32", numel, start, 0)])
+            _native.compare_tensors(plain, plain, [("float32", "float32", numel, start, 0)])
 
 
 def test_layers() -> None:

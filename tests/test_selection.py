@@ -236,14 +236,14 @@ def test_wrong_arguments(run: Path, tmp_path: Path) -> None:
 
 def test_averaging_is_done_by_average_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
-    module = types.ModuleType("fastckpt._average")
+    module = types.ModuleType("fastckpt._average.average")
 
     def average_checkpoints(*args: Any, **kwargs: Any) -> dict[str, int]:
         calls.append((args, kwargs))
         return {"w": 1}
 
     module.average_checkpoints = average_checkpoints  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "fastckpt._average", module)
+    monkeypatch.setitem(sys.modules, "fastckpt._average.average", module)
     model = torch.nn.Linear(1, 1)
     assert ModelSelector.average_checkpoints(["a.pt"], model, weights=[1.0]) == {"w": 1}
     assert calls == [((["a.pt"], model), {"weights": [1.0]})]

@@ -28,7 +28,7 @@ from .errors import (
 if TYPE_CHECKING:
     from ._archive.load import load
     from ._archive.save import save
-    from ._average import AverageReport, average_checkpoints, average_files
+    from ._average.average import AverageReport, average_checkpoints, average_files
     from ._copy.copy import CopyReport, copy_checkpoint
     from ._diff.diff import DiffReport, diff, diff_steps
     from ._gc.gc import GcReport, collect_garbage
@@ -122,7 +122,7 @@ _MODULES = {
     "save": "_archive.save",
     **dict.fromkeys(("ExportReport", "ModelExporter"), "export"),
     **dict.fromkeys(("CopyReport", "copy_checkpoint"), "_copy.copy"),
-    **dict.fromkeys(("AverageReport", "average_checkpoints", "average_files"), "_average"),
+    **dict.fromkeys(("AverageReport", "average_checkpoints", "average_files"), "_average.average"),
     **dict.fromkeys(("DiffReport", "diff", "diff_steps"), "_diff.diff"),
     **dict.fromkeys(("GcReport", "collect_garbage"), "_gc.gc"),
     **dict.fromkeys(("PruneReport", "prune"), "_prune.prune"),

@@ -242,6 +242,12 @@ class Archive:
     def read_record(self, name: str, *, verify: bool = True) -> bytes: ...
     def decode(self, *, verify: bool = True) -> Graph:
         """Read and decode data.pkl; checks the other small records too (`version`, `byteorder`...)."""
+    def decode_plain_values(self, *, list_items_max: int, verify: bool = True) -> Graph:
+        """The same, of which only what may hold plain values is left, for `Graph.outline`.
+
+        State dicts and the state of optimizers are empty, and of a list of more than
+        `list_items_max` items there is the length: its items are None.
+        """
     def decode_pickle(self) -> Graph:
         """Read and decode data.pkl alone, whatever has become of the other records."""
     def read(
@@ -452,7 +458,7 @@ class Comparison:
 
     @property
     def differing(self) -> int:
-        """Elements whose bytes differ."""
+        """Elements whose bytes differ; of two dtypes, whose numbers do."""
     @property
     def non_finite(self) -> int:
         """Those of them that are infinite or NaN in one at least."""
@@ -479,14 +485,14 @@ class Comparison:
 def compare_tensors(
     a: Archive | PlainFile,
     b: Archive | PlainFile,
-    pairs: Sequence[tuple[str, int, _Place | int, _Place | int]],
+    pairs: Sequence[tuple[str, str, int, _Place | int, _Place | int]],
     *,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> list[Comparison]:
-    """Compare tensors of one dtype and size: (dtype, elements, place in a, place in b).
+    """Compare tensors of one size: (dtype in a, dtype in b, elements, place in a, place in b).
 
-    The place in a plain file is its first byte.
+    The place in a plain file is its first byte. Two different dtypes are numbers both, see `arithmetic`.
     """
 
 def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:

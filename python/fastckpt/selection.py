@@ -7,17 +7,17 @@ import os
 import stat
 import struct
 import warnings
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._contents.opening import Kind, open_source
-from ._contents.plain_values import PlainValues, read_plain_values
-from ._inspect.files import decode_meta_values, read_source
+from ._contents.plain_values import PlainValues
+from ._inspect.files import decode_meta_values, read_source_values
 from ._inspect.names import name_of_file
 from ._native import Archive, TensorInfo
 from ._steps.checkpoint_names import BEST_NAME
@@ -178,7 +178,7 @@ class ModelSelector:
             The averaged state dict, on the CPU.
         """
         # Torch comes with it.
-        average = import_module("._average", __package__).average_checkpoints
+        average = import_module("._average.average", __package__).average_checkpoints
         averaged: dict[str, Any] = average(checkpoints, model, weights=weights)
         return averaged
 
@@ -255,8 +255,26 @@ def _without_copies_of_best(ranked: list[RankedCheckpoint]) -> list[RankedCheckp
 
 def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
     """Read them all, several at a time: each is a few small reads that wait for the disk."""
+    waiting = deque(enumerate(paths))
+    read: dict[int, RankedCheckpoint] = {}
+
+    def work() -> None:
+        while True:
+            try:
+                position, path = waiting.popleft()
+            except IndexError:
+                return
+            read[position] = _read(path, metric_name)
+
+    # One task for each thread: a task for each file would cost a tenth of what the file does.
     with ThreadPoolExecutor(_THREADS) as executor:
-        return list(executor.map(partial(_read, metric_name=metric_name), paths))
+        try:
+            for thread in [executor.submit(work) for _ in range(_THREADS)]:
+                thread.result()
+        finally:
+            # After Ctrl-C each thread ends with the file that it is at.
+            waiting.clear()
+    return [read[position] for position in range(len(paths))]
 
 
 def _read(path: str, metric_name: str) -> RankedCheckpoint:
@@ -283,12 +301,11 @@ def _read_file(path: str, metric_name: str) -> RankedCheckpoint:
     with open_source(path) as source:
         if source.kind is Kind.SAFETENSORS:
             return _ranked(path, None if named is None else named.step, PlainValues(), None)
-        outline = read_source(source)
-    plain = read_plain_values(outline.root)
+        archive, plain = read_source_values(source)
     step = plain.step
     if step is None and named is not None:
         step = named.step
-    return _ranked(path, step, plain, _metric_of(plain, metric_name, outline.archive))
+    return _ranked(path, step, plain, _metric_of(plain, metric_name, archive))
 
 
 def _ranked(

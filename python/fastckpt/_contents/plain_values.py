@@ -5,6 +5,7 @@ Works on outlines, on loaded objects and on the JSON of a meta file. Imports no 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +18,14 @@ from .state_dicts import is_optimizer_state, is_state_dict
 Scalar = bool | int | float | str | None
 Value = Scalar | list[Scalar]
 
-# A list of more is named with its length only: the state of a random generator has 625 numbers.
-_ITEMS_MAX = 16
+#: A list of more is named with its length only: the state of a random generator has 625 numbers.
+LIST_ITEMS_MAX = 16
 # Beyond this many values a file is no checkpoint that somebody wants to read; see `PlainValues.omitted`.
 _VALUES_MAX = 10_000
 # Python refuses to print integers of more digits than 4,300, and nobody reads those of more than this.
 _INT_BITS_MAX = 1024
+# Nearly all that there is; their subclasses are looked at further down.
+_PLAIN_TYPES = frozenset({type(None), bool, int, float, str})
 # Under which names training scripts keep them, in the order in which they are looked for.
 _STEP_NAMES = ("global_step", "step", "iteration", "iter_num", "iter")
 _EPOCH_NAMES = ("epoch", "current_epoch")
@@ -31,22 +34,15 @@ _HISTORY = "history"
 #: The dict of measured values in a checkpoint.
 METRICS = "metrics"
 # Numbers below keys that contain one of these are settings or positions, not what was measured.
-_NOT_MEASURED = (
-    "config",
-    "cfg",
-    "args",
-    "hparams",
-    "hyper_parameters",
-    "dataloader",
-    "optim",
-    "param_groups",
-    "scheduler",
-    "scaler",
-    "rng",
-    _HISTORY,
-    "version",
+_NOT_MEASURED = re.compile(
+    "config|cfg|args|hparams|hyper_parameters|dataloader|optim|param_groups|scheduler|scaler|rng"
+    f"|{_HISTORY}|version"
 )
-_SETTINGS = {"device_batch_size", "max_seq_len", "total_batch_size", "seed", "world_size"}
+_SETTINGS = {
+    *_STEP_NAMES,
+    *_EPOCH_NAMES,
+    *("device_batch_size", "max_seq_len", "total_batch_size", "seed", "world_size"),
+}
 # numpy's scalar types, as the constructor of its dtype is called in a pickle.
 _NUMPY_FORMATS = {
     "f2": "<e",
@@ -133,10 +129,8 @@ class PlainValues:
 
 def is_measured(name: str) -> bool:
     """Whether a number of this path is what a run has measured, as far as its name tells."""
-    keys = name.lower().split(".")
-    if keys[-1] in (*_STEP_NAMES, *_EPOCH_NAMES) or keys[-1] in _SETTINGS:
-        return False
-    return not any(word in key for key in keys for word in _NOT_MEASURED)
+    name = name.lower()
+    return name.rpartition(".")[2] not in _SETTINGS and _NOT_MEASURED.search(name) is None
 
 
 def read_plain_values(root: Any) -> PlainValues:
@@ -147,21 +141,32 @@ def read_plain_values(root: Any) -> PlainValues:
     """
     found = PlainValues()
     seen: set[int] = set()
-    stack: list[tuple[str, Any]] = [("", root)]
-    while stack and len(found.values) < _VALUES_MAX:
-        name, value = stack.pop()
-        if _add_leaf(found, name, value):
+    state_dicts: set[int] = set()
+    # What is left of each container on the way down: names are made when they are needed.
+    ways: list[Iterator[tuple[str, Any]]] = [iter([("", root)])]
+    while ways and len(found.values) < _VALUES_MAX:
+        step = next(ways[-1], None)
+        if step is None:
+            ways.pop()
+            continue
+        name, value = step
+        if _add_leaf(found, name, value) or id(value) in seen:
             continue
         # Metrics on which nobody called .item() are a dict of tensors too.
-        if id(value) in seen or (is_state_dict(value) and name != METRICS):
+        if name != METRICS and (id(value) in state_dicts or is_state_dict(value)):
+            # Asked once, though a hostile file may have a large one in many places.
+            state_dicts.add(id(value))
             continue
         seen.add(id(value))
-        stack.extend(reversed(list(_parts(name, value))))
+        ways.append(_parts(name, value))
     return found
 
 
 def _add_leaf(found: PlainValues, name: str, value: Any) -> bool:
     """Add what is not looked into further; whether it was that."""
+    if type(value) in _PLAIN_TYPES:
+        found.values[name] = _scalar(value)
+        return True
     if isinstance(value, TensorInfo):
         if value.numel == 1:
             found.scalar_tensors[name] = value
@@ -184,7 +189,7 @@ def _add_leaf(found: PlainValues, name: str, value: Any) -> bool:
 
 
 def _add_sequence(found: PlainValues, name: str, value: Any) -> bool:
-    if len(value) > _ITEMS_MAX or name.endswith(_HISTORY):
+    if len(value) > LIST_ITEMS_MAX or name.endswith(_HISTORY):
         found.omitted[name] = len(value)
         return True
     if all(isinstance(item, (bool, int, float, str, type(None))) for item in value):

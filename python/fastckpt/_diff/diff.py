@@ -17,7 +17,15 @@ from fastckpt._contents.outline import name_tensors, read_outline, walk
 from fastckpt._contents.safetensors_header import parse_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_state_dict
-from fastckpt._native import Archive, Comparison, Opaque, PlainFile, TensorInfo, compare_tensors
+from fastckpt._native import (
+    Archive,
+    Comparison,
+    Opaque,
+    PlainFile,
+    TensorInfo,
+    arithmetic,
+    compare_tensors,
+)
 from fastckpt._steps.survey import StepFiles, survey_steps
 from fastckpt.errors import FormatError, IncompleteCheckpointError
 
@@ -36,9 +44,11 @@ __all__ = [
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]] | int
-# dtype, elements, place in A, place in B.
-_Pair = tuple[str, int, _Place, _Place]
+# dtype in A, dtype in B, elements, place in A, place in B.
+_Pair = tuple[str, str, int, _Place, _Place]
 
+# What elements are compared as that are known by their bytes alone.
+_BYTES = "bits8"
 # The last steps of a directory that a message names.
 _STEPS_NAMED = 8
 
@@ -56,8 +66,9 @@ def diff(
     other a whole checkpoint, the checkpoint's state dict is compared, and a note says so. Values that
     are no tensors (steps, metrics, configurations) are compared as Python writes them.
 
-    Two tensors are the same if all their bytes are. What is read of a record of a .pt file is compared
-    with its CRC-32 where it is read as a whole; see `FileDiff.unchecked`.
+    Two tensors are the same if all their bytes are. Where the dtype alone changed, from numbers to numbers,
+    these are compared; see `FileDiff.converted`. What is read of a record of a .pt file is compared with its
+    CRC-32 where it is read as a whole; see `FileDiff.unchecked`.
 
     Args:
         a: The file that changes are counted from.
@@ -251,8 +262,14 @@ def _diff_files(
         (b if a.is_flat else a).select_state_dict()
     shared = [name for name in a.tensors if name in b.tensors]
     same_layout = [name for name in shared if a.tensors[name].layout == b.tensors[name].layout]
-    pairs = {name: _pair_of(name, a, b) for name in same_layout}
+    converted = [name for name in shared if _is_converted(a.tensors[name], b.tensors[name])]
+    compared = [*same_layout, *converted]
+    pairs = {name: _pair_of(name, a, b) for name in compared}
     found = _compare(a, b, pairs, threads, progress)
+
+    def tensor_diff(name: str) -> TensorDiff:
+        return _tensor_diff(name, a.tensors[name], b.tensors[name], pairs[name][2], found[name])
+
     return FileDiff(
         a_path,
         b_path,
@@ -264,16 +281,29 @@ def _diff_files(
             if a.tensors[name].layout != b.tensors[name].layout
         ),
         tensors=tuple(same_layout),
-        differing=tuple(
-            _tensor_diff(name, a.tensors[name], pairs[name][1], found[name])
-            for name in same_layout
-            if found[name].differing
-        ),
+        differing=tuple(tensor_diff(name) for name in same_layout if found[name].differing),
+        converted=tuple(tensor_diff(name) for name in converted),
         unread=tuple(name for name in same_layout if not found[name].was_read),
-        unchecked=tuple(name for name in same_layout if not all(found[name].was_checked)),
+        unchecked=tuple(name for name in compared if not all(found[name].was_checked)),
         values=tuple(_diff_values(a.values, b.values)),
         notes=tuple(side.note for side in (a, b) if side.note),
     )
+
+
+def _is_converted(one: _Tensor, other: _Tensor) -> bool:
+    """Whether the dtype alone changed, from numbers to numbers."""
+    dtypes = one.layout.dtype, other.layout.dtype
+    if dtypes[0] == dtypes[1] or one.layout.shape != other.layout.shape:
+        return False
+    return all(_arithmetic(dtype) in {"floating", "integer"} for dtype in dtypes)
+
+
+def _arithmetic(dtype: str) -> str | None:
+    """Return what can be done with the elements; None where torch has no such dtype."""
+    try:
+        return arithmetic(dtype)
+    except ValueError:
+        return None
 
 
 def _compare(
@@ -298,6 +328,9 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
     Otherwise a file of a few bytes could claim more elements than anybody can look at.
     """
     one, other = a.tensors[name], b.tensors[name]
+    if _arithmetic(one.layout.dtype) is None:
+        # Of safetensors alone: floats of 4 bits and 6, of which several share a byte.
+        return _BYTES, _BYTES, one.storage_nbytes, one.place, other.place
     places: list[_Place] = [one.place, other.place]
     shape = one.layout.shape
     records = [place for place in places if not isinstance(place, int)]
@@ -316,13 +349,15 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
             "to be compared one by one; save a clone() of it",
             path=a.path,
         )
-    return one.layout.dtype, numel, places[0], places[1]
+    return one.layout.dtype, other.layout.dtype, numel, places[0], places[1]
 
 
-def _tensor_diff(name: str, tensor: _Tensor, numel: int, found: Comparison) -> TensorDiff:
+def _tensor_diff(
+    name: str, one: _Tensor, other: _Tensor, numel: int, found: Comparison
+) -> TensorDiff:
     return TensorDiff(
         name=name,
-        layout=tensor.layout,
+        layout=one.layout,
         numel=numel,
         differing=found.differing,
         non_finite=found.non_finite,
@@ -331,6 +366,7 @@ def _tensor_diff(name: str, tensor: _Tensor, numel: int, found: Comparison) -> T
         sum_abs=found.sum_abs,
         sum_squares=found.sum_squares,
         reference_squares=found.reference_squares,
+        dtype_b=None if one.layout == other.layout else other.layout.dtype,
     )
 
 

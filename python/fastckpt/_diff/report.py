@@ -22,7 +22,10 @@ class TensorLayout:
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """One tensor whose bytes differ, its name, dtype and shape being the same.
+    """How far a tensor of one name and shape is from the other.
+
+    Its bytes differ, or its dtype does. Of two dtypes the numbers are compared: a real one has an imaginary
+    part of 0, True is 1, and a NaN is a NaN whatever its bits.
 
     The figures are in float64 and of the elements that are finite on both sides (of complex ones the
     modulus). An element that differs and is NaN or infinite on one side at least is counted in
@@ -30,15 +33,16 @@ class TensorDiff:
 
     Attributes:
         name: The keys that lead to it, with dots between.
-        layout: Its dtype and shape.
+        layout: Its dtype and shape in A.
         numel: Number of elements; those of a dimension that is expanded on both sides count once.
-        differing: Elements whose bytes differ.
+        differing: Elements whose bytes differ; of two dtypes, whose numbers do.
         non_finite: Those of them that the figures leave out.
         finite: Elements that the figures are of.
         max_abs: The largest absolute change.
         sum_abs: The sum of the absolute changes.
         sum_squares: The sum of their squares.
         reference_squares: The sum of the squares of the elements in A.
+        dtype_b: Its dtype in B, where that is another one.
     """
 
     name: str
@@ -51,6 +55,7 @@ class TensorDiff:
     sum_abs: float
     sum_squares: float
     reference_squares: float
+    dtype_b: str | None = None
 
     @property
     def mean_abs(self) -> float:
@@ -113,8 +118,9 @@ class FileDiff:
         b: The other.
         added: Tensors that only B has.
         removed: Tensors that only A has.
-        reshaped: Tensors with another dtype or shape, as (name, in A, in B). Their elements were not
-            compared.
+        reshaped: Tensors with another dtype or shape, as (name, in A, in B).
+        converted: Those of them of which the dtype alone changed, from numbers to numbers: how far their
+            numbers are apart, which may be not at all. The elements of the others were not compared.
         tensors: Names that both have, with the same dtype and shape.
         differing: Those of them that differ, in the order of A.
         unread: Those of them that are the same by size and CRC-32, and were not read.
@@ -130,6 +136,7 @@ class FileDiff:
     reshaped: tuple[tuple[str, TensorLayout, TensorLayout], ...] = ()
     tensors: tuple[str, ...] = ()
     differing: tuple[TensorDiff, ...] = ()
+    converted: tuple[TensorDiff, ...] = ()
     unread: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
     values: tuple[ValueDiff, ...] = ()

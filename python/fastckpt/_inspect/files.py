@@ -6,15 +6,16 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from fastckpt._contents.opening import Kind, Source, open_source
 from fastckpt._contents.outline import Outline, free_name, walk
-from fastckpt._contents.plain_values import PlainValues, read_plain_values
+from fastckpt._contents.plain_values import LIST_ITEMS_MAX, PlainValues, read_plain_values
 from fastckpt._contents.safetensors_header import SafetensorsHeader, read_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_optimizer_state, is_tensor
-from fastckpt._native import Opaque, StorageInfo, TensorInfo
+from fastckpt._native import Archive, Opaque, StorageInfo, TensorInfo
 from fastckpt._steps.survey import StepName
 from fastckpt.errors import FormatError, TorchScriptError, UnsafePickleError
 
@@ -76,6 +77,24 @@ def inspect_file(path: _Path) -> FileContents:
 
 def read_source(source: Source) -> Outline:
     """Read the outline of an open file; for the errors see `inspect_file`."""
+    with _saying_what_cannot_be_read(source):
+        archive = _open_archive(source)
+        graph = archive.decode()
+    return Outline(archive, graph, graph.outline())
+
+
+def read_source_values(source: Source) -> tuple[Archive, PlainValues]:
+    """Read the plain values of an open file; for the errors see `inspect_file`.
+
+    The same values as those of its outline, without making an object of each tensor.
+    """
+    with _saying_what_cannot_be_read(source):
+        archive = _open_archive(source)
+        graph = archive.decode_plain_values(list_items_max=LIST_ITEMS_MAX)
+    return archive, read_plain_values(graph.outline())
+
+
+def _open_archive(source: Source) -> Archive:
     name = source.name
     if source.kind is Kind.LEGACY:
         raise UncoveredFormatError(
@@ -84,16 +103,20 @@ def read_source(source: Source) -> Outline:
             path=name,
             hint="load it with torch.load and save it again; then it can be inspected",
         )
+    archive = source.archive()
+    if archive.kind == "torchscript":
+        raise _torchscript_error(name)
+    return archive
+
+
+@contextmanager
+def _saying_what_cannot_be_read(source: Source) -> Iterator[None]:
     try:
-        archive = source.archive()
-        if archive.kind == "torchscript":
-            raise _torchscript_error(name)
-        graph = archive.decode()
+        yield
     except TorchScriptError as error:
-        raise _torchscript_error(name) from error
+        raise _torchscript_error(source.name) from error
     except UnsafePickleError as error:
-        raise UncoveredFormatError(str(error), path=name, hint=_EXECUTING_HINT) from error
-    return Outline(archive, graph, graph.outline())
+        raise UncoveredFormatError(str(error), path=source.name, hint=_EXECUTING_HINT) from error
 
 
 def _torchscript_error(name: str) -> UncoveredFormatError:

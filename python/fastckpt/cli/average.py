@@ -72,7 +72,7 @@ def _average(
 ) -> int:
     give_up = partial(fail, "average", as_json=as_json)
     try:
-        from fastckpt._average import average_files
+        from fastckpt._average.average import average_files
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fastckpt._average.report import AverageReport
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
-
-if TYPE_CHECKING:
-    # Imports torch.
-    from fastckpt._average import AverageReport
 
 
 def report_lines(report: AverageReport) -> Iterator[Line]:

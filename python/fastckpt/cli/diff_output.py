@@ -6,7 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastckpt._diff.report import DiffReport, FileDiff, LayerDiff, TensorDiff, ValueDiff
+from fastckpt._diff.report import (
+    DiffReport,
+    FileDiff,
+    LayerDiff,
+    TensorDiff,
+    TensorLayout,
+    ValueDiff,
+)
 from fastckpt.cli.output import Line, plural, printable
 
 # As many lines of a kind as fit a screen; --all and --json have them all.
@@ -49,8 +56,8 @@ def _file_lines(file: FileDiff, *, every: bool) -> Iterator[Line]:
     lines = [Line(f"  added    {printable(name)}  {layout}") for name, layout in file.added]
     lines += [Line(f"  removed  {printable(name)}  {layout}") for name, layout in file.removed]
     lines += [
-        Line(f"  changed  {printable(name)}  {one} -> {other}")
-        for name, one, other in file.reshaped
+        Line(f"  changed  {printable(name)}  {one} -> {other}{figures and f'  ({figures})'}")
+        for name, one, other, figures in _changes(file)
     ]
     lines += [Line(f"  value    {_value_text(value)}") for value in file.values]
     yield from _first(lines, every=every)
@@ -62,6 +69,21 @@ def _file_lines(file: FileDiff, *, every: bool) -> Iterator[Line]:
         yield from _first(_table(("layer", *_TITLES), rows), every=every, heads=1)
     rows = [_tensor_row(tensor) for tensor in file.differing]
     yield from _first(_table(("tensor", *_TITLES), rows), every=every, heads=1)
+
+
+def _changes(file: FileDiff) -> Iterator[tuple[str, TensorLayout, TensorLayout, str]]:
+    """Yield the tensors of another dtype or shape, with how far their numbers are apart, if they are any."""
+    converted = {tensor.name: tensor for tensor in file.converted}
+    for name, one, other in file.reshaped:
+        tensor = converted.get(name)
+        yield name, one, other, "" if tensor is None else _figures_text(tensor)
+
+
+def _figures_text(tensor: TensorDiff) -> str:
+    if not tensor.differing:
+        return "the same numbers"
+    titled = zip(_TITLES[1:], _figures(tensor), strict=True)
+    return ", ".join(f"{title} {figure}" for title, figure in titled)
 
 
 def _first(lines: list[Line], *, every: bool, heads: int = 0) -> Iterator[Line]:
@@ -134,7 +156,10 @@ def _markdown_file(file: FileDiff, *, every: bool) -> Iterator[Line]:
     yield Line(f"### {_escaped(file.a)} and {_escaped(file.b)}")
     changes = [(name, "added", "", str(layout)) for name, layout in file.added]
     changes += [(name, "removed", str(layout), "") for name, layout in file.removed]
-    changes += [(name, "changed", str(one), str(other)) for name, one, other in file.reshaped]
+    changes += [
+        (name, f"changed: {figures}" if figures else "changed", str(one), str(other))
+        for name, one, other, figures in _changes(file)
+    ]
     values = [
         (value.name, _clipped(value.a) if value.a else "", _clipped(value.b) if value.b else "")
         for value in file.values
@@ -175,7 +200,8 @@ def messages(report: DiffReport) -> Iterator[tuple[str, str]]:
     for file in report.files:
         for note in file.notes:
             yield "note", printable(note)
-        left_out = [tensor for tensor in file.differing if tensor.non_finite]
+        measured = (*file.differing, *file.converted)
+        left_out = [tensor for tensor in measured if tensor.non_finite]
         if left_out:
             count = sum(tensor.non_finite for tensor in left_out)
             where = printable(left_out[0].name) + (", ..." if len(left_out) > 1 else "")
@@ -210,7 +236,7 @@ def _file_document(file: FileDiff) -> dict[str, Any]:
         "tensors": len(file.tensors),
         "added": [_layout_document(name, b=layout) for name, layout in file.added],
         "removed": [_layout_document(name, a=layout) for name, layout in file.removed],
-        "changed": [_layout_document(name, a=one, b=other) for name, one, other in file.reshaped],
+        "changed": _changed_documents(file),
         "differing": [_tensor_document(tensor) for tensor in file.differing],
         "layers": [_layer_document(layer) for layer in file.layers],
         "values": [{"name": value.name, "a": value.a, "b": value.b} for value in file.values],
@@ -227,11 +253,25 @@ def _layout_document(name: str, **sides: Any) -> dict[str, Any]:
     return {"name": name, **layouts}
 
 
+def _changed_documents(file: FileDiff) -> list[dict[str, Any]]:
+    converted = {tensor.name: _count_document(tensor) for tensor in file.converted}
+    return [
+        {**_layout_document(name, a=one, b=other), "numbers": converted.get(name)}
+        for name, one, other in file.reshaped
+    ]
+
+
 def _tensor_document(tensor: TensorDiff) -> dict[str, Any]:
     return {
         "name": tensor.name,
         "dtype": tensor.layout.dtype,
         "shape": list(tensor.layout.shape),
+        **_count_document(tensor),
+    }
+
+
+def _count_document(tensor: TensorDiff) -> dict[str, Any]:
+    return {
         "elements": tensor.numel,
         "differing": tensor.differing,
         "non_finite": tensor.non_finite,

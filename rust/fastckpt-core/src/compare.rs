@@ -1,8 +1,10 @@
 //! How far tensors of two files are from each other.
 //!
-//! Records with the same size and CRC hold the same bytes, and are not read. All others are decoded to
+//! Records with the same size and CRC hold the same bytes, and are not read if their dtypes are the same. All others are decoded to
 //! float64 and compared piece by piece; the figures of the pieces are put together in their order, so
 //! that they do not depend on the number of threads.
+
+mod converted;
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
@@ -44,11 +46,11 @@ pub enum Place {
     At(u64),
 }
 
-/// Two tensors of one dtype and one shape.
+/// Two tensors of one shape. Where their dtypes differ, both have an arithmetic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair {
-    /// Their dtype.
-    pub dtype: Dtype,
+    /// Their dtypes.
+    pub dtypes: [Dtype; 2],
     /// Elements that each has.
     pub numel: u64,
     /// Where the one is that changes are counted from.
@@ -62,7 +64,7 @@ pub struct Pair {
 /// The figures are those of elements that are finite on both sides; of complex ones the modulus.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Comparison {
-    /// Elements whose bytes differ.
+    /// Elements whose bytes differ; of two dtypes, whose numbers do.
     pub differing: u64,
     /// Elements that differ, and of which one at least is infinite or NaN.
     pub non_finite: u64,
@@ -88,7 +90,8 @@ pub struct Comparison {
 /// Where a tensor cannot be read or, as far as its record is read as a whole, is not what was written.
 ///
 /// # Panics
-/// Where a place is not one of its file's kind, or the tensors of a pair have other sizes than it says.
+/// Where a place is not one of its file's kind, the tensors of a pair have other sizes than it says, or
+/// have two dtypes of which one has no arithmetic.
 pub fn compare(
     a: Side<'_>,
     b: Side<'_>,
@@ -98,10 +101,17 @@ pub fn compare(
 ) -> Result<Vec<Comparison>> {
     let (mut sides, mut results) = (Vec::new(), Vec::new());
     for pair in pairs {
-        let both = [locate(a, &pair.a, pair)?, locate(b, &pair.b, pair)?];
-        assert_eq!(both[0].nbytes, both[1].nbytes, "tensors of one size");
+        let [dtype_a, dtype_b] = pair.dtypes;
+        let both = [
+            locate(a, &pair.a, pair.numel, dtype_a)?,
+            locate(b, &pair.b, pair.numel, dtype_b)?,
+        ];
+        for (elements, dtype) in both.iter().zip(pair.dtypes) {
+            let expected = pair.numel.saturating_mul(dtype.itemsize());
+            assert_eq!(elements.nbytes, expected, "tensors of one size");
+        }
         results.push(Comparison {
-            was_read: !are_same_record([a, b], &both),
+            was_read: dtype_a != dtype_b || !are_same_record([a, b], &both),
             was_checked: [true, true],
             ..Comparison::default()
         });
@@ -128,11 +138,11 @@ pub fn compare(
     Ok(results)
 }
 
-fn locate<'a>(side: Side<'a>, place: &Place, pair: &Pair) -> Result<Elements<'a>> {
-    let nbytes = pair.numel.saturating_mul(pair.dtype.itemsize());
+fn locate<'a>(side: Side<'a>, place: &Place, numel: u64, dtype: Dtype) -> Result<Elements<'a>> {
+    let nbytes = numel.saturating_mul(dtype.itemsize());
     match (side, place) {
         (Side::Archive(archive), Place::Record(key, view)) => {
-            Elements::of_archive(archive, key, view, pair.dtype)
+            Elements::of_archive(archive, key, view, dtype)
         }
         (Side::Plain(file), Place::At(start)) => Ok(Elements::of_plain_file(file, *start, nbytes)),
         _ => unreachable!("archives have records, plain files have offsets"),
@@ -190,11 +200,11 @@ fn inspected(
     Some(archive.select(selected))
 }
 
-/// The bytes of one pair that one worker compares.
+/// The elements of one pair that one worker compares.
 struct Piece {
     pair: usize,
-    offset: u64,
-    nbytes: usize,
+    first: u64,
+    count: usize,
 }
 
 struct Work<'a> {
@@ -208,6 +218,7 @@ struct Scratch {
     a: Vec<f64>,
     b: Vec<f64>,
     change: Vec<f64>,
+    converted: converted::Scratch,
 }
 
 impl Work<'_> {
@@ -218,7 +229,11 @@ impl Work<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         let pieces = self.pieces(results);
-        let job = Job::new(pieces.iter().map(|piece| 2 * piece.nbytes as u64).sum());
+        let nbytes_of = |piece: &Piece| {
+            let of_side = |dtype: Dtype| dtype.itemsize() * piece.count as u64;
+            self.pairs[piece.pair].dtypes.map(of_side).iter().sum()
+        };
+        let job = Job::new(pieces.iter().map(nbytes_of).sum());
         let found = Mutex::new(Vec::with_capacity(pieces.len()));
         job.run(
             threads.map_or_else(default_threads, NonZeroUsize::get),
@@ -230,7 +245,7 @@ impl Work<'_> {
                 let piece = &pieces[item];
                 let figures = self.compare_piece(piece, scratch)?;
                 lock(&found).push((item, figures));
-                job.advance(2 * piece.nbytes as u64);
+                job.advance(nbytes_of(piece));
                 Ok(())
             },
         )?;
@@ -246,34 +261,39 @@ impl Work<'_> {
         let mut pieces = Vec::new();
         let read = (0..results.len()).filter(|&pair| results[pair].was_read);
         for pair in read {
-            let nbytes = self.sides[pair][0].nbytes;
-            let mut offset = 0;
-            while offset < nbytes {
-                let left = usize::try_from(nbytes - offset).unwrap_or(CHUNK_NBYTES);
-                let nbytes = left.min(CHUNK_NBYTES);
-                pieces.push(Piece {
-                    pair,
-                    offset,
-                    nbytes,
-                });
-                offset += nbytes as u64;
+            let Pair { dtypes, numel, .. } = self.pairs[pair];
+            let itemsize = dtypes.map(Dtype::itemsize).into_iter().max().unwrap_or(1);
+            let most = CHUNK_NBYTES / usize::try_from(itemsize).unwrap_or(CHUNK_NBYTES);
+            let mut first = 0;
+            while first < numel {
+                let left = usize::try_from(numel - first).unwrap_or(most);
+                let count = left.min(most);
+                pieces.push(Piece { pair, first, count });
+                first += count as u64;
             }
         }
         pieces
     }
 
     fn compare_piece(&self, piece: &Piece, scratch: &mut Scratch) -> Result<Comparison> {
+        let dtypes = self.pairs[piece.pair].dtypes;
+        let itemsizes = dtypes.map(Dtype::itemsize);
+        let nbytes = itemsizes.map(|one| piece.count * usize::try_from(one).unwrap_or(usize::MAX));
         let mut starts = [0; 2];
         for (number, elements) in self.sides[piece.pair].iter().enumerate() {
             let inspection = self.inspections[number].as_ref();
             let window = &mut scratch.windows[number];
-            starts[number] = elements.load(piece.offset, piece.nbytes, window, inspection)?;
+            let offset = piece.first * itemsizes[number];
+            starts[number] = elements.load(offset, nbytes[number], window, inspection)?;
         }
         let [a, b] = [0, 1].map(|number| {
             let start = starts[number];
-            &scratch.windows[number].as_slice()[start..start + piece.nbytes]
+            &scratch.windows[number].as_slice()[start..start + nbytes[number]]
         });
-        let dtype = self.pairs[piece.pair].dtype;
+        let [dtype, other] = dtypes;
+        if dtype != other {
+            return Ok(converted::compare(dtypes, [a, b], &mut scratch.converted));
+        }
         let values = [&mut scratch.a, &mut scratch.b, &mut scratch.change];
         Ok(compare_bytes(dtype, a, b, values.map(Vec::as_mut_slice)))
     }
@@ -286,6 +306,7 @@ impl Scratch {
             a: vec![0.0; TILE],
             b: vec![0.0; TILE],
             change: vec![0.0; TILE],
+            converted: converted::Scratch::new(),
         })
     }
 }

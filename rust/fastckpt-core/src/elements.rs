@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use fastckpt_format::index::Entry;
 use fastckpt_format::pickle::Dtype;
 
-use crate::error::Result;
+use crate::error::{ChecksumMismatch, Error, Result};
 use crate::files::BLOCK_NBYTES;
 use crate::job::{Unobserved, lock};
 use crate::mapping::Mapping;
@@ -47,7 +47,15 @@ struct Strided<'a> {
     view: View,
     itemsize: u64,
     unread_nbytes: AtomicU64,
-    record: Mutex<Option<Span>>,
+    held: Mutex<Held>,
+}
+
+/// What is known of the record of a strided tensor.
+enum Held {
+    Nothing,
+    Record(Span),
+    /// It is not what was written: whoever asks next is told so, and does not read it again.
+    Damaged(Box<ChecksumMismatch>),
 }
 
 impl<'a> Elements<'a> {
@@ -72,7 +80,7 @@ impl<'a> Elements<'a> {
             view: view.clone(),
             itemsize: dtype.itemsize(),
             unread_nbytes: AtomicU64::new(extent.nbytes),
-            record: Mutex::new(None),
+            held: Mutex::new(Held::Nothing),
         });
         Ok(Self {
             nbytes: extent.nbytes,
@@ -148,25 +156,30 @@ impl Strided<'_> {
             .gather(self.itemsize, record.as_slice(), first, out);
         let nbytes = out.len() as u64;
         if self.unread_nbytes.fetch_sub(nbytes, Ordering::AcqRel) == nbytes {
-            *lock(&self.record) = None;
+            *lock(&self.held) = Held::Nothing;
         }
         Ok(())
     }
 
     /// The record, read and checked by the first who asks for it.
     fn read_record(&self) -> Result<Span> {
-        let mut held = lock(&self.record);
-        if let Some(record) = &*held {
-            return Ok(record.clone());
+        let mut held = lock(&self.held);
+        match &*held {
+            Held::Record(record) => return Ok(record.clone()),
+            Held::Damaged(mismatch) => return Err(Error::Checksum(mismatch.clone())),
+            Held::Nothing => {}
         }
         let options = ReadOptions {
             verify: true,
             threads: std::num::NonZeroUsize::new(1),
         };
         let keys = [self.key.clone()];
-        let mut spans = self.archive.read(&keys, &options, &mut Unobserved)?;
-        let record = spans.swap_remove(0);
-        *held = Some(record.clone());
+        let read = self.archive.read(&keys, &options, &mut Unobserved);
+        if let Err(Error::Checksum(mismatch)) = &read {
+            *held = Held::Damaged(mismatch.clone());
+        }
+        let record = read?.swap_remove(0);
+        *held = Held::Record(record.clone());
         Ok(record)
     }
 }

@@ -6,6 +6,7 @@ mod archives;
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use archives::archive_of;
 use fastckpt_core::Error;
@@ -57,7 +58,7 @@ fn compared(a: &Archive, b: &Archive, pairs: &[Pair]) -> Result<Vec<Comparison>,
 fn pair_of(dtype: Dtype, numel: u64) -> Pair {
     let place = || Place::Record("0".to_owned(), View::flat(numel));
     Pair {
-        dtype,
+        dtypes: [dtype; 2],
         numel,
         a: place(),
         b: place(),
@@ -253,5 +254,54 @@ fn a_damaged_record_is_no_difference() {
         .position(|bytes| bytes == 1.0_f32.to_ne_bytes());
     damaged[start.unwrap()] ^= 1;
     let outcome = compared(&a, &opened(damaged), &[pair_of(Dtype::Float32, 8)]);
+    assert!(matches!(outcome, Err(Error::Checksum(_))), "{outcome:?}");
+}
+
+/// An archive in memory that counts how often it is looked at.
+struct Counted {
+    bytes: Vec<u8>,
+    looks: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        &self.bytes
+    }
+}
+
+#[test]
+fn a_damaged_record_of_a_strided_tensor_is_read_once() {
+    let mut bytes = archive_of(&[f32s([1.0; 8])], 64);
+    let start = bytes
+        .windows(4)
+        .position(|bytes| bytes == 1.0_f32.to_ne_bytes());
+    bytes[start.unwrap()] ^= 1;
+    let looks = Arc::new(AtomicUsize::new(0));
+    let counted = Counted {
+        bytes,
+        looks: Arc::clone(&looks),
+    };
+    let archive = Archive::from_bytes(Arc::new(counted), "model.pt".into()).unwrap();
+    let transposed = View {
+        offset: 0,
+        size: vec![2, 4],
+        stride: vec![1, 2],
+    };
+    let tensor = Averaged {
+        dtype: Dtype::Float32,
+        places: vec![("0".to_owned(), transposed)],
+    };
+    let average = Average::new(&[&archive], &[1.0], &[tensor]).unwrap();
+    let outcome = average.run(None, &mut Unobserved, |maker, _observer| {
+        let mut out = [0; 16];
+        let first = maker.make(0, 0, &mut out).unwrap_err();
+        let looks_until_then = looks.load(Ordering::Relaxed);
+        let second = maker.make(0, 16, &mut out).unwrap_err();
+        assert_eq!(looks.load(Ordering::Relaxed), looks_until_then);
+        assert!(matches!(first, Error::Checksum(_)), "{first:?}");
+        assert_eq!(second.to_string(), first.to_string());
+        Err::<(), _>(second)
+    });
     assert!(matches!(outcome, Err(Error::Checksum(_))), "{outcome:?}");
 }

@@ -129,6 +129,17 @@ impl PyArchive {
         detached_quietly(py, || self.0.decode(verify)).map(PyGraph)
     }
 
+    #[pyo3(signature = (*, list_items_max, verify=true))]
+    fn decode_plain_values(
+        &self,
+        py: Python<'_>,
+        list_items_max: usize,
+        verify: bool,
+    ) -> PyResult<PyGraph> {
+        let decode = || Ok(self.0.decode(verify)?.for_plain_values(list_items_max));
+        detached_quietly(py, decode).map(PyGraph)
+    }
+
     fn decode_pickle(&self, py: Python<'_>) -> PyResult<PyGraph> {
         detached_quietly(py, || repair::decode(&self.0)).map(PyGraph)
     }

@@ -226,8 +226,8 @@ pub(crate) enum PyAnyPlace {
     At(u64),
 }
 
-/// (dtype, number of elements, where they are in the one file and in the other).
-type PyPair = (String, u64, PyAnyPlace, PyAnyPlace);
+/// (dtype in the one file and in the other, number of elements, where they are in both).
+type PyPair = (String, String, u64, PyAnyPlace, PyAnyPlace);
 
 /// Compare tensors of two files.
 #[pyfunction]
@@ -261,13 +261,23 @@ fn side_of<'a>(file: &'a Bound<'_, PyAny>) -> PyResult<Side<'a>> {
     }
 }
 
-fn pair_of((dtype, numel, a, b): PyPair, left: Side<'_>, right: Side<'_>) -> PyResult<Pair> {
-    let dtype = dtype_of(&dtype)?;
+fn pair_of(
+    (dtype_a, dtype_b, numel, a, b): PyPair,
+    left: Side<'_>,
+    right: Side<'_>,
+) -> PyResult<Pair> {
+    let dtypes = [dtype_of(&dtype_a)?, dtype_of(&dtype_b)?];
+    let is_opaque = |dtype| numeric::arithmetic(dtype) == Arithmetic::Opaque;
+    if dtypes[0] != dtypes[1] && dtypes.into_iter().any(is_opaque) {
+        return Err(PyValueError::new_err(format!(
+            "{dtype_a} and {dtype_b} have no numbers that could be compared"
+        )));
+    }
     Ok(Pair {
-        dtype,
+        dtypes,
         numel,
-        a: place_in(a, left, numel, dtype)?,
-        b: place_in(b, right, numel, dtype)?,
+        a: place_in(a, left, numel, dtypes[0])?,
+        b: place_in(b, right, numel, dtypes[1])?,
     })
 }
 

@@ -23,6 +23,9 @@ fn check(bytes: Vec<u8>) {
             assert_eq!(tensor.size.len(), tensor.stride.len());
         }
     }
+    let reduced = graph.clone().for_plain_values(16);
+    assert!(reduced.reachable().is_sorted());
+    assert!(reduced.reachable().contains(&graph.root()));
     for (storage, name) in graph.tensor_names() {
         assert!(graph.record_name(storage).is_some());
         assert!(!name.contains(char::is_control));

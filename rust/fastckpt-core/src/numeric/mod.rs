@@ -157,6 +157,23 @@ pub(crate) fn exact_differences(dtype: Dtype, a: &[u8], b: &[u8], differences: &
     true
 }
 
+/// What 64-bit integers are more than the float64 that [`decode`] makes of them; 0 for other dtypes.
+pub(crate) fn rests(dtype: Dtype, bytes: &[u8], rests: &mut [f64]) {
+    #[allow(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "a rounded integer of 64 bits is one of 65, and the rest has 11"
+    )]
+    fn rest(integer: i128) -> f64 {
+        (integer - (integer as f64) as i128) as f64
+    }
+    match dtype {
+        Dtype::Int64 => each(bytes, rests, |x| rest(i64::from_ne_bytes(x).into())),
+        Dtype::UInt64 => each(bytes, rests, |x| rest(u64::from_ne_bytes(x).into())),
+        _ => rests.fill(0.0),
+    }
+}
+
 fn each<const N: usize>(bytes: &[u8], values: &mut [f64], decode: impl Fn([u8; N]) -> f64) {
     for (value, bytes) in values.iter_mut().zip(bytes.as_chunks::<N>().0) {
         *value = decode(*bytes);

@@ -41,6 +41,7 @@ impl Args {
 
 impl Decoder<'_> {
     /// `REDUCE`: the call of a global, understood where it can be and opaque where not.
+    #[inline(never)]
     pub(super) fn reduce(&mut self) -> Result<(), PickleError> {
         let args = self.pop()?;
         let callable = self.pop()?;
@@ -60,6 +61,7 @@ impl Decoder<'_> {
     }
 
     /// `NEWOBJ`: always opaque, `torch.save` writes nothing of its own with it.
+    #[inline(never)]
     pub(super) fn new_object(&mut self) -> Result<(), PickleError> {
         let args = self.pop()?;
         let class = self.pop()?;

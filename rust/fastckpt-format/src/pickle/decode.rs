@@ -34,6 +34,9 @@ pub(super) fn run(pickle: &[u8], limits: Limits) -> Result<Decoded, PickleError>
 
 impl Decoder<'_> {
     /// Runs one opcode, and says whether it was `STOP`.
+    ///
+    /// What takes more than a few instructions is not inlined: the frame that all of it would need
+    /// together costs every opcode, and made decoding a state dict a seventh slower.
     fn step(&mut self) -> Result<bool, PickleError> {
         let opcode = self.cursor.opcode()?;
         match opcode {
@@ -153,6 +156,7 @@ impl Decoder<'_> {
         self.memoize(index)
     }
 
+    #[inline(never)]
     fn tuple(&mut self, opcode: u8) -> Result<(), PickleError> {
         let items = match opcode {
             op::TUPLE1 => self.pop_many(1)?,
@@ -171,6 +175,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn append(&mut self, opcode: u8) -> Result<(), PickleError> {
         let items = match opcode {
             op::APPEND => self.pop_many(1)?,
@@ -192,6 +197,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn set_items(&mut self, opcode: u8) -> Result<(), PickleError> {
         let items = match opcode {
             op::SETITEM => self.pop_many(2)?,
@@ -222,6 +228,7 @@ impl Decoder<'_> {
         Ok(())
     }
 
+    #[inline(never)]
     fn global(&mut self) -> Result<(), PickleError> {
         let module = self.cursor.line()?;
         let name = self.cursor.line()?;
@@ -238,6 +245,7 @@ impl Decoder<'_> {
 
     /// Sets the state of the object on top of the stack. Only the `_metadata` of an
     /// `OrderedDict` has a meaning here.
+    #[inline(never)]
     fn build(&mut self) -> Result<(), PickleError> {
         let state = self.pop()?;
         let target = self.top()?;

@@ -8,7 +8,7 @@ use super::dtype::Dtype;
 use super::error::PickleError;
 use super::global::Global;
 use super::names::{self, Place};
-use super::{Limits, reach};
+use super::{Limits, reach, values};
 
 /// The position of a node in its graph. The same id twice is the same Python object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -227,7 +227,7 @@ pub struct Graph {
     /// State given by `BUILD` to objects that cannot hold it, as (object, state).
     pub(super) states: Vec<(NodeId, NodeId)>,
     outside: Option<String>,
-    reachable: Vec<NodeId>,
+    pub(super) reachable: Vec<NodeId>,
 }
 
 impl Graph {
@@ -371,6 +371,16 @@ impl Graph {
                 _ => {}
             }
         }
+        self
+    }
+
+    /// What of the object may hold plain values: state dicts and what an optimizer keeps for each
+    /// parameter are empty, and of a list of more than `list_items_max` items the length is left.
+    ///
+    /// A dict under the key `metrics` and the parts of opaque objects stay whole.
+    #[must_use]
+    pub fn for_plain_values(mut self, list_items_max: usize) -> Self {
+        values::reduce(&mut self, list_items_max);
         self
     }
 }

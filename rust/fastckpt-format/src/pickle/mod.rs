@@ -26,6 +26,7 @@ mod reach;
 mod refused;
 mod storage;
 mod tensor;
+mod values;
 
 pub use dtype::Dtype;
 pub use error::{PickleError, TensorProblem};

@@ -71,7 +71,7 @@ pub(super) fn mark(seen: &mut [bool], id: NodeId) -> bool {
     }
 }
 
-fn children(node: &Node, visit: &mut impl FnMut(NodeId)) {
+pub(super) fn children(node: &Node, visit: &mut impl FnMut(NodeId)) {
     match node {
         Node::Tuple(items) | Node::Set(items) => items.iter().copied().for_each(visit),
         Node::List(items) => items.iter().copied().for_each(visit),

@@ -23,6 +23,7 @@ impl Named<'_> {
 
 impl<'a> Decoder<'a> {
     /// `BINPERSID`: the same storage object whenever a key comes again.
+    #[inline(never)]
     pub(super) fn persistent_id(&mut self) -> Result<(), PickleError> {
         let id = self.pop()?;
         let offset = self.cursor.offset;

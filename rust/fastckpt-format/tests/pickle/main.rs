@@ -19,6 +19,7 @@ mod properties;
 mod real;
 mod refusals;
 mod tensors;
+mod values;
 
 /// A pickle of protocol 2 with this body.
 fn pickle(parts: &[&[u8]]) -> Vec<u8> {

@@ -16,6 +16,13 @@ const FILES: &[&str] = &[
 
 /// What every accepted pickle has to keep, whatever its bytes.
 fn check_invariants(graph: &Graph) {
+    check_nodes(graph);
+    let reduced = graph.clone().for_plain_values(2);
+    check_nodes(&reduced);
+    assert!(reduced.reachable().len() <= graph.reachable().len() + 1);
+}
+
+fn check_nodes(graph: &Graph) {
     for (index, node) in graph.nodes().iter().enumerate() {
         match node {
             Node::Tuple(items) | Node::Set(items) => {

@@ -1,0 +1,1 @@
+"""`fastckpt.average_files`: the mean of several checkpoints' models."""

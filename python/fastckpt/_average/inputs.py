@@ -1,0 +1,129 @@
+"""What is averaged: the state dicts of the inputs, and whether they go together. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fastckpt._archive.byte_order import refuse_foreign_byte_order
+from fastckpt._contents.outline import read_outline, walk
+from fastckpt._contents.state_dicts import find_state_dict
+from fastckpt._native import Archive, Opaque, TensorInfo, arithmetic
+from fastckpt.errors import FormatError
+
+# As many names as a message can hold.
+_NAMES_SHOWN = 5
+
+
+def read_state(path: str) -> tuple[Archive, dict[str, Any]]:
+    outline = read_outline(path)
+    refuse_foreign_byte_order(outline.archive, path)
+    _, state = find_state_dict(outline.root, path=path)
+    for name, value in state.items():
+        if not isinstance(name, str):
+            raise FormatError(
+                f"{path}: the state dict has the key {name!r}, and only strings are names",
+                path=path,
+            )
+        if isinstance(value, Opaque) and not name.endswith("_extra_state"):
+            raise FormatError(
+                f"{path}: {name} is no plain tensor ({value.name}): sparse and quantized tensors "
+                "and subclasses have no mean that could be streamed",
+                path=path,
+            )
+    return outline.archive, state
+
+
+def tensors_of(state: dict[str, Any]) -> dict[str, TensorInfo]:
+    return {name: value for name, value in state.items() if isinstance(value, TensorInfo)}
+
+
+def extra_of(state: dict[str, Any], path: str) -> dict[str, Any]:
+    """Return what is no tensor, which has to be plain: it is written again."""
+    extra = {name: value for name, value in state.items() if not isinstance(value, TensorInfo)}
+    for name, value in extra.items():
+        for _, leaf in walk(value):
+            if isinstance(leaf, (Opaque, TensorInfo)):
+                raise FormatError(
+                    f"{path}: the extra state {name} is no plain value: it cannot be taken over",
+                    path=path,
+                )
+    return extra
+
+
+def checked_weights(weights: Sequence[float] | None, paths: Sequence[str]) -> list[float]:
+    if weights is None:
+        return [1.0] * len(paths)
+    checked = [float(weight) for weight in weights]
+    if len(checked) != len(paths):
+        raise ValueError(
+            f"there are {len(paths)} checkpoints and {len(checked)} weights: one is needed for each"
+        )
+    if not all(map(math.isfinite, checked)):
+        raise ValueError(f"weights must be finite numbers, not {checked}")
+    total = 0.0
+    for weight in checked:
+        total += weight
+    if total == 0.0 or not math.isfinite(total):
+        raise ValueError(f"the weights {checked} add up to {total}: a mean cannot be divided by it")
+    return checked
+
+
+def refuse_opaque(tensors: dict[str, TensorInfo], path: str) -> None:
+    for name, info in tensors.items():
+        if arithmetic(info.dtype) == "opaque":
+            raise FormatError(
+                f"{path}: {name} is {info.dtype}, of which there is no mean", path=path
+            )
+
+
+def refuse_differences(paths: Sequence[str], states: Sequence[dict[str, Any]]) -> None:
+    first = states[0]
+    for path, state in zip(paths[1:], states[1:], strict=True):
+        shared = [(name, first[name], state[name]) for name in first if name in state]
+        pairs = [
+            (name, a, b)
+            for name, a, b in shared
+            if isinstance(a, TensorInfo) and isinstance(b, TensorInfo)
+        ]
+        problems = (
+            _named("{} missing", [name for name in first if name not in state], "key"),
+            _named("{} too many", [name for name in state if name not in first], "key"),
+            _named(
+                "{} of another shape",
+                [
+                    f"{name}: {list(a.shape)} and {list(b.shape)}"
+                    for name, a, b in pairs
+                    if a.shape != b.shape
+                ],
+                "tensor",
+            ),
+            _named(
+                "{} of another dtype",
+                [f"{name}: {a.dtype} and {b.dtype}" for name, a, b in pairs if a.dtype != b.dtype],
+                "tensor",
+            ),
+            _named(
+                "{} no tensor in both",
+                [
+                    name
+                    for name, a, b in shared
+                    if isinstance(a, TensorInfo) is not isinstance(b, TensorInfo)
+                ],
+                "value",
+            ),
+        )
+        found = [problem for problem in problems if problem]
+        if found:
+            raise ValueError(f"{path} does not go with {paths[0]}: {'; '.join(found)}")
+
+
+def _named(words: str, names: Sequence[str], noun: str) -> str:
+    """Say how many there are, and name the first."""
+    if not names:
+        return ""
+    count = f"{len(names)} {noun}" + ("" if len(names) == 1 else "s")
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{words.format(count)} ({shown}" + (f" and {more} more)" if more > 0 else ")")

@@ -1,0 +1,171 @@
+"""What is averaged with what, and over which storages the results lie."""
+
+# mypy: untyped-calls-exclude=torch
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fastckpt._native import Archive, TensorInfo, arithmetic
+
+from .inputs import (
+    checked_weights,
+    extra_of,
+    read_state,
+    refuse_differences,
+    refuse_opaque,
+    tensors_of,
+)
+
+_Path = str | os.PathLike[str]
+# (key of the storage, offset, shape, strides), as the core wants it.
+_Place = tuple[str, int, tuple[int, ...], tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _View:
+    """A tensor of the result, in a storage of the result."""
+
+    storage: int
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+class AveragePlan:
+    """What is averaged with what, and what becomes of it.
+
+    A storage that looks the same in all the checkpoints is averaged as it is, and its tensors view the
+    result as they did. All others are averaged tensor by tensor, into storages of their own.
+    """
+
+    def __init__(self, checkpoints: Sequence[_Path], weights: Sequence[float] | None) -> None:
+        if isinstance(checkpoints, (str, os.PathLike)):
+            raise TypeError("checkpoints must be a sequence of paths, not one path")
+        self.paths = [os.fspath(path) for path in checkpoints]
+        if not self.paths:
+            raise ValueError("there is nothing to average: name one checkpoint at least")
+        self.weights = checked_weights(weights, self.paths)
+        self.archives: list[Archive] = []
+        states = []
+        for path in self.paths:
+            archive, state = read_state(path)
+            self.archives.append(archive)
+            states.append(state)
+        refuse_differences(self.paths, states)
+        self._extra = extra_of(states[-1], self.paths[-1])
+        self.names = [name for name in states[0] if isinstance(states[0][name], TensorInfo)]
+        self._order = list(states[0])
+        self._states = states
+        self._storages: list[tuple[str, int, list[_Place]]] = []
+        self._views: dict[str, _View] = {}
+        self.unchecked = tuple(
+            path
+            for path, archive in zip(self.paths, self.archives, strict=True)
+            if archive.checksums != "all"
+        )
+        self._place_all()
+        refuse_opaque(self._first(), self.paths[0])
+        self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())
+
+    def tensors(self) -> list[tuple[str, list[_Place]]]:
+        """Return what the core is to average: a dtype and a place in each checkpoint."""
+        return [(dtype, places) for dtype, _, places in self._storages]
+
+    def storage_nbytes(self) -> list[int]:
+        """Return the sizes of the results in bytes."""
+        return [nbytes for _, nbytes, _ in self._storages]
+
+    def build(self, storages: Sequence[torch.UntypedStorage]) -> dict[str, torch.Tensor]:
+        """Make the state dict over storages that hold the results."""
+        state: dict[str, Any] = OrderedDict()
+        tensors: dict[_View, torch.Tensor] = {}
+        for name in self._order:
+            view = self._views.get(name)
+            if view is None:
+                state[name] = self._extra[name]
+                continue
+            if view not in tensors:
+                tensors[view] = _tensor_over(storages[view.storage], view)
+            state[name] = tensors[view]
+        return state
+
+    def _first(self) -> dict[str, TensorInfo]:
+        return tensors_of(self._states[0])
+
+    def _place_all(self) -> None:
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name in self.names:
+            groups.setdefault(tuple(state[name].key for state in self._states), []).append(name)
+        keys_used = [
+            {key: sum(keys[number] == key for keys in groups) for key in set(column)}
+            for number, column in enumerate(zip(*groups, strict=True))
+        ]
+        for keys, names in groups.items():
+            is_apart = all(keys_used[number][key] == 1 for number, key in enumerate(keys))
+            if is_apart and self._is_same_storage(names):
+                self._keep_storage(keys, names)
+            else:
+                self._take_apart(names)
+
+    def _is_same_storage(self, names: Sequence[str]) -> bool:
+        """Whether these tensors, all there are of a storage, view it alike in all the checkpoints."""
+        first = self._states[0][names[0]]
+        if first.storage_nbytes % first.itemsize:
+            return False
+        return all(
+            _view_of(state[name]) == _view_of(self._states[0][name])
+            and state[name].storage_nbytes == first.storage_nbytes
+            and state[name].dtype == first.dtype
+            for state in self._states
+            for name in names
+        )
+
+    def _keep_storage(self, keys: Sequence[str], names: Sequence[str]) -> None:
+        first = self._states[0][names[0]]
+        numel = first.storage_nbytes // first.itemsize
+        places: list[_Place] = [(key, 0, (numel,), (1,)) for key in keys]
+        for name in names:
+            info = self._states[0][name]
+            offset, shape, stride = _view_of(info)
+            self._views[name] = _View(len(self._storages), info.dtype, shape, stride, offset)
+        self._storages.append((first.dtype, first.storage_nbytes, places))
+
+    def _take_apart(self, names: Sequence[str]) -> None:
+        """Average tensor by tensor; those that are the same view in all the checkpoints stay one."""
+        done: dict[tuple[Any, ...], _View] = {}
+        for name in names:
+            infos = [state[name] for state in self._states]
+            same = (infos[0].dtype, *(_view_of(info) for info in infos))
+            if same not in done:
+                info = infos[0]
+                places: list[_Place] = [(info.key, *_view_of(info)) for info in infos]
+                done[same] = _View(
+                    len(self._storages), info.dtype, info.shape, _contiguous(info.shape), 0
+                )
+                self._storages.append((info.dtype, info.nbytes, places))
+            self._views[name] = done[same]
+
+
+def _view_of(info: TensorInfo) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    return info.storage_offset, info.shape, info.stride
+
+
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    stride, strides = 1, []
+    for length in reversed(shape):
+        strides.append(stride)
+        stride *= max(length, 1)
+    return tuple(reversed(strides))
+
+
+def _tensor_over(storage: torch.UntypedStorage, view: _View) -> torch.Tensor:
+    empty = torch.empty(0, dtype=getattr(torch, view.dtype), device="cpu")
+    return empty.set_(storage, view.offset, view.shape, view.stride)
