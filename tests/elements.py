@@ -20,7 +20,8 @@ EIGHT_BITS = tuple(
     getattr(torch, name)
     for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
 )
-POWERS_OF_TWO = torch.float8_e8m0fnu
+# torch 2.6 does not know it.
+POWERS_OF_TWO = (torch.float8_e8m0fnu,) if hasattr(torch, "float8_e8m0fnu") else ()
 FLOATING = (torch.float64, torch.float32, *SIXTEEN_BITS, *EIGHT_BITS, *COMPONENTS)
 INTEGER = (
     *(torch.int64, torch.int32, torch.int16, torch.int8),
@@ -55,7 +56,7 @@ def of_bytes(data: bytes, dtype: torch.dtype) -> torch.Tensor:
 def numbers(data: bytes, dtype: torch.dtype) -> Numbers:
     """Return components in float64, as torch converts them."""
     tensor = of_bytes(data, dtype)
-    if dtype in EIGHT_BITS or dtype == POWERS_OF_TWO:
+    if dtype in EIGHT_BITS or dtype in POWERS_OF_TWO:
         tensor = tensor.float()  # exact
     return tensor.double().numpy()
 

@@ -49,11 +49,11 @@ LARGE_NUMEL = 16 << 20
 
 def test_every_dtype_is_floating_or_integer_or_neither() -> None:
     kinds = {dtype: _native.arithmetic(name_of(dtype)) for dtype in dtypes() if can_save(dtype)}
-    assert {d for d, kind in kinds.items() if kind == "floating"} == {*FLOATING, POWERS_OF_TWO}
+    assert {d for d, kind in kinds.items() if kind == "floating"} == {*FLOATING, *POWERS_OF_TWO}
     assert {d for d, kind in kinds.items() if kind == "integer"} == set(INTEGER)
 
 
-@pytest.mark.parametrize("dtype", [*SIXTEEN_BITS, *EIGHT_BITS, POWERS_OF_TWO], ids=name_of)
+@pytest.mark.parametrize("dtype", [*SIXTEEN_BITS, *EIGHT_BITS, *POWERS_OF_TWO], ids=name_of)
 def test_every_value_of_a_small_float_is_torchs(dtype: torch.dtype) -> None:
     kind = np.uint16 if dtype in SIXTEEN_BITS else np.uint8
     codes = np.arange(np.iinfo(kind).max + 1).astype(kind)

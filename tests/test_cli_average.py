@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.command_line import run_json
 import torch
 from tests import archives
 from tests.average_runs import write
+from tests.command_line import run_json
 
 import fastckpt
 from fastckpt._average.average import average_checkpoints

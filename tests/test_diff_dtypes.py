@@ -32,7 +32,7 @@ from fastckpt._diff.diff import TensorDiff, TensorLayout, diff
 from fastckpt._native import PlainFile
 from fastckpt.cli.app import run
 
-DTYPES = (*FLOATING, POWERS_OF_TWO, *INTEGER)
+DTYPES = (*FLOATING, *POWERS_OF_TWO, *INTEGER)
 NUMBERS = ("max_abs", "mean_abs", "relative_norm")
 
 # A number is a pair: every real one has an imaginary part of 0.

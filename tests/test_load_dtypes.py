@@ -59,6 +59,17 @@ def test_looking_needs_no_such_torch(path: Path) -> None:
     ]
 
 
+def test_an_average_writes_nothing(path: Path, tmp_path: Path) -> None:
+    for work in (
+        lambda: fastckpt.average_checkpoints([path, path]),
+        lambda: fastckpt.average_files([path, path], tmp_path / "out.pt"),
+    ):
+        with pytest.raises(UnsafePickleError) as error:
+            work()
+        assert str(error.value) == message(path)
+    assert not (tmp_path / "out.pt").exists()
+
+
 def test_an_export_writes_nothing(path: Path, tmp_path: Path) -> None:
     with pytest.raises(UnsafePickleError) as error:
         ModelExporter.export_inference_checkpoint(path, tmp_path / "out.pt")

@@ -48,7 +48,7 @@ class LoadJob:
         graph = self._decode()
         swap = byte_order(self.archive) != sys.byteorder
         if graph is not None:
-            check_dtypes(self.archive, graph)
+            check_dtypes(self.archive.path, graph.dtypes())
             check_sizes(self.archive, graph)
         if graph is not None and graph.outside is None and not swap:
             locations = {info.location for info in graph.storages}
@@ -195,14 +195,14 @@ def _device_storage(nbytes: int, device: torch.device) -> torch.UntypedStorage:
     return torch.empty(nbytes, dtype=torch.uint8, device=device).untyped_storage()
 
 
-def check_dtypes(archive: Archive, graph: Graph) -> None:
+def check_dtypes(path: str, names: Iterable[str]) -> None:
     """Refuse what the installed torch is too old for, as its own unpickler would."""
-    unknown = [name for name in graph.dtypes() if not hasattr(torch, name)]
+    unknown = sorted({name for name in names if not hasattr(torch, name)})
     if unknown:
         raise UnsafePickleError(
-            f"{archive.path} has torch.{unknown[0]}, which the installed torch {torch.__version__} "
+            f"{path} has torch.{unknown[0]}, which the installed torch {torch.__version__} "
             "does not know; load it with a newer torch",
-            path=archive.path,
+            path=path,
         )
 
 

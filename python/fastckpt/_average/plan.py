@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from fastckpt._archive.load_job import check_dtypes
 from fastckpt._native import Archive, TensorInfo, arithmetic
 
 from .inputs import (
@@ -73,6 +74,7 @@ class AveragePlan:
         )
         self._place_all()
         refuse_opaque(self._first(), self.paths[0])
+        check_dtypes(self.paths[0], (info.dtype for info in self._first().values()))
         self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())
 
     def tensors(self) -> list[tuple[str, list[_Place]]]:

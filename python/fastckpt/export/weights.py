@@ -111,7 +111,7 @@ def _load_parts(
         # Only torch's unpickler can build it, and that builds all of it.
         return load.load_archive(archive, "cpu", threads=threads, progress=progress)
     load.look_for_checksums(archive, verify=True)
-    load_job.check_dtypes(archive, graph)
+    load_job.check_dtypes(archive.path, graph.dtypes())
     load_job.check_sizes(archive, graph)
     wanted = {leaf.key for _, leaf in walk(parts) if isinstance(leaf, TensorInfo)}
     there = [info.key for info in graph.storages if info.key in wanted]
