@@ -13,6 +13,8 @@ from typing import Any
 
 from fastckpt._native import Archive, Graph, Opaque, TensorInfo
 
+from .paths import dotted, key_text
+
 _Path = str | os.PathLike[str]
 
 # What is looked into; everything else is a leaf.
@@ -62,7 +64,7 @@ def name_tensors(root: Any) -> dict[str, TensorInfo]:
     numbers: dict[str, int] = {}
     for keys, leaf in walk(root):
         if isinstance(leaf, TensorInfo):
-            named[free_name(".".join(keys) or "<root>", named, numbers)] = leaf
+            named[free_name(dotted(keys) or "<root>", named, numbers)] = leaf
     return named
 
 
@@ -88,24 +90,33 @@ def walk(
         is_leaf: What else is yielded as it is, and not looked into.
     """
     seen: set[int] = set()
-    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
-    while stack:
-        keys, value = stack.pop()
+    # What is left of each container on the way down, and how many keys lead to it: the paths of all
+    # items at once could take far more memory than the file.
+    ways: list[tuple[int, Iterator[tuple[tuple[str, ...], Any]]]] = [(0, iter([((), root)]))]
+    keys: list[str] = []
+    while ways:
+        depth, parts = ways[-1]
+        step = next(parts, None)
+        if step is None:
+            ways.pop()
+            continue
+        key, value = step
+        keys[depth:] = key
         if not isinstance(value, _CONTAINERS) or (is_leaf is not None and is_leaf(value)):
-            yield keys, value
+            yield tuple(keys), value
             continue
         if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, Opaque):
-            yield keys, value
-        stack.extend(reversed([((*keys, *step), part) for step, part in _parts(value)]))
+            yield tuple(keys), value
+        ways.append((len(keys), _parts(value)))
 
 
 def _parts(value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, Mapping):
         for key, part in value.items():
-            yield (str(key),), part
+            yield (key_text(key),), part
     elif isinstance(value, Opaque):
         # What a call is made with is known by the name of the result.
         for part in value.parts:

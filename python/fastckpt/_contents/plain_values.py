@@ -13,6 +13,7 @@ from typing import Any
 
 from fastckpt._native import Opaque, StorageInfo, TensorInfo
 
+from .paths import INT_BITS_MAX, below, int_text
 from .state_dicts import is_optimizer_state, is_state_dict
 
 Scalar = bool | int | float | str | None
@@ -22,8 +23,6 @@ Value = Scalar | list[Scalar]
 LIST_ITEMS_MAX = 16
 # Beyond this many values a file is no checkpoint that somebody wants to read; see `PlainValues.omitted`.
 _VALUES_MAX = 10_000
-# Python refuses to print integers of more digits than 4,300, and nobody reads those of more than this.
-_INT_BITS_MAX = 1024
 # Nearly all that there is; their subclasses are looked at further down.
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str})
 # Under which names training scripts keep them, in the order in which they are looked for.
@@ -199,8 +198,8 @@ def _add_sequence(found: PlainValues, name: str, value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Scalar:
-    if isinstance(value, int) and value.bit_length() > _INT_BITS_MAX:
-        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, int) and value.bit_length() > INT_BITS_MAX:
+        return int_text(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     # A dtype or a device in a configuration, a class, a complex number.
@@ -216,7 +215,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         hidden = _hidden_keys(name, value)
         for key, part in value.items():
             if key not in hidden:
-                yield f"{name}.{key}" if name else str(key), part
+                yield below(name, key), part
     elif isinstance(value, Opaque):
         # What an object is made of goes by the object's own name.
         for part in value.parts:
@@ -224,7 +223,7 @@ def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
                 yield name, part
     else:
         for position, part in enumerate(value):
-            yield f"{name}.{position}" if name else str(position), part
+            yield below(name, position), part
 
 
 def _hidden_keys(name: str, value: Mapping[Any, Any]) -> set[str]:

@@ -5,6 +5,7 @@ The elements are compared by the core. Records with the same size and CRC-32 on 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastckpt._archive.byte_order import refuse_foreign_byte_order
-from fastckpt._contents.outline import name_tensors, read_outline, walk
+from fastckpt._contents.outline import free_name, name_tensors, read_outline, walk
+from fastckpt._contents.paths import dotted
 from fastckpt._contents.safetensors_header import parse_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_state_dict
@@ -41,6 +43,9 @@ __all__ = [
     "diff_steps",
 ]
 
+# Longer texts are told apart by their hash.
+_WRITTEN_LENGTH_MAX = 1_000
+_WRITTEN_BEGINNING = 60
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]] | int
@@ -234,16 +239,30 @@ def _tensors_of(root: Any) -> dict[str, _Tensor]:
 def _values_of(root: Any) -> dict[str, str]:
     """Return what is no tensor as Python writes it, by the keys that lead to it."""
     values: dict[str, str] = {}
+    numbers: dict[str, int] = {}
+    # One long text may stand in many places.
+    long: dict[int, str] = {}
     for keys, leaf in walk(root):
         if isinstance(leaf, TensorInfo):
             continue
-        name = ".".join(keys) or "<root>"
-        number = 2
-        while name in values:
-            name = f"{'.'.join(keys)}#{number}"
-            number += 1
-        values[name] = f"<{leaf.name}>" if isinstance(leaf, Opaque) else _written(leaf)
+        if isinstance(leaf, Opaque):
+            written = f"<{leaf.name}>"
+        elif isinstance(leaf, (str, bytes, bytearray)) and len(leaf) > _WRITTEN_LENGTH_MAX:
+            if id(leaf) not in long:
+                long[id(leaf)] = _digest(leaf)
+            written = long[id(leaf)]
+        else:
+            written = _written(leaf)
+        values[free_name(dotted(keys) or "<root>", values, numbers)] = written
     return values
+
+
+def _digest(value: str | bytes | bytearray) -> str:
+    """Return the beginning of a long value, and what tells it from others."""
+    data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+    unit = "characters" if isinstance(value, str) else "bytes"
+    begins = repr(value[:_WRITTEN_BEGINNING])
+    return f"{begins}... ({len(value):,} {unit}, SHA-256 {hashlib.sha256(data).hexdigest()})"
 
 
 def _written(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastckpt._contents.opening import Kind, Source, open_source
 from fastckpt._contents.outline import Outline, free_name, walk
+from fastckpt._contents.paths import dotted, key_text
 from fastckpt._contents.plain_values import LIST_ITEMS_MAX, PlainValues, read_plain_values
 from fastckpt._contents.safetensors_header import SafetensorsHeader, read_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
@@ -188,7 +189,7 @@ def _tensor_rows(root: Any) -> Iterator[TensorRow]:
     for keys, leaf in walk(root, is_leaf=is_tensor):
         if not (is_tensor(leaf) or isinstance(leaf, StorageInfo)):
             continue
-        name = free_name(".".join(keys) or "<root>", taken, numbers)
+        name = free_name(dotted(keys) or "<root>", taken, numbers)
         taken[name] = None
         group = groups.group_of(keys)
         row = _row(name, group, groups.module_of(group, keys), leaf)
@@ -281,9 +282,9 @@ class _Groups:
             self._depth = _common_depth(list(state))
         if self._all is None and self._model != () and isinstance(root, dict):
             self._optimizers = {
-                str(key)
+                key_text(key)
                 for key, value in root.items()
-                if _is_optimizers(value) or "optim" in str(key).lower()
+                if _is_optimizers(value) or "optim" in key_text(key).lower()
             }
 
     def group_of(self, keys: tuple[str, ...]) -> Group:
