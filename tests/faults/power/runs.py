@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.harness import Tally
@@ -33,92 +34,64 @@ _STATES_PER_RECORDING = 50
 DrawSaves = Callable[[random.Random], Saves]
 
 
-def run_files(
-    seed: int,
-    cases: int,
-    directory: Path,
-    file_system: str,
-    draw: DrawSaves = FileSaves,
-) -> Tally:
-    """Cut the power while single files are saved; see `FileSaves`."""
-    return _run("files", draw, seed, cases, directory, file_system)
+@dataclass(frozen=True)
+class PowerCuts:
+    """Cuts the power while something is saved again and again.
 
-
-def run_steps(
-    seed: int,
-    cases: int,
-    directory: Path,
-    file_system: str,
-    draw: DrawSaves = StepSaves,
-) -> Tally:
-    """Cut the power while whole steps are saved; see `StepSaves`."""
-    return _run("steps", draw, seed, cases, directory, file_system)
-
-
-def run_managers(
-    seed: int,
-    cases: int,
-    directory: Path,
-    file_system: str,
-    draw: DrawSaves = ManagerSaves,
-) -> Tally:
-    """Cut the power while a manager saves and deletes; see `ManagerSaves`."""
-    return _run("managers", draw, seed, cases, directory, file_system)
-
-
-def run_copies(
-    seed: int,
-    cases: int,
-    directory: Path,
-    file_system: str,
-    draw: DrawSaves = CopySaves,
-) -> Tally:
-    """Cut the power while checkpoints are copied to the disk, and pruned there; see `CopySaves`."""
-    return _run("copies", draw, seed, cases, directory, file_system)
-
-
-def run_foreign(
-    seed: int,
-    cases: int,
-    directory: Path,
-    file_system: str,
-    draw: DrawSaves = ForeignSaves,
-) -> Tally:
-    """Cut the power after a copy or prune has answered for unsynced files; see `ForeignSaves`."""
-    return _run("foreign", draw, seed, cases, directory, file_system)
-
-
-def _run(
-    kind: str, draw: DrawSaves, seed: int, cases: int, directory: Path, file_system: str
-) -> Tally:
-    """Record and look until there were enough states.
-
-    A seed gives the same saves and the same kinds of cuts each time. Which blocks the kernel writes when
-    is its own affair, so a recording in which something failed is kept: its log and the description of
-    the state make that image again.
+    Attributes:
+        kind: What is saved, in a word.
+        saves: Draws a row of saves; a test of the harness itself gives another to the call.
     """
-    tally = Tally()
-    began = time.monotonic()
-    number = 0
-    while tally.cases < cases:
-        generator = random.Random(f"{kind} {file_system} {seed} {number}")
-        saves = draw(generator)
-        place = Path(
-            tempfile.mkdtemp(dir=directory, prefix=f"{kind}-{file_system}-{seed}-{number}-")
+
+    kind: str
+    saves: DrawSaves
+
+    def __call__(
+        self,
+        seed: int,
+        cases: int,
+        directory: Path,
+        file_system: str,
+        draw: DrawSaves | None = None,
+    ) -> Tally:
+        """Record and look until there were enough states.
+
+        A seed gives the same saves and the same kinds of cuts each time. Which blocks the kernel writes
+        when is its own affair, so a recording in which something failed is kept: its log and the
+        description of the state make that image again.
+        """
+        tally = Tally()
+        began = time.monotonic()
+        number = 0
+        while tally.cases < cases:
+            generator = random.Random(f"{self.kind} {file_system} {seed} {number}")
+            saves = (draw or self.saves)(generator)
+            place = Path(
+                tempfile.mkdtemp(
+                    dir=directory, prefix=f"{self.kind}-{file_system}-{seed}-{number}-"
+                )
+            )
+            recording = record(place, file_system, saves.work)
+            count = min(_STATES_PER_RECORDING, cases - tally.cases)
+            found = _look_at_states(recording, saves, count, generator)
+            if not found.failures:
+                shutil.rmtree(place)
+            tally.add(found)
+            number += 1
+        seconds = time.monotonic() - began
+        print(
+            f"{self.kind} on {file_system}, seed {seed}: {tally.cases} states of {number} recordings "
+            f"in {seconds:.1f} s, {tally.cases / seconds:.1f} a second: {dict(tally.outcomes)}"
         )
-        recording = record(place, file_system, saves.work)
-        count = min(_STATES_PER_RECORDING, cases - tally.cases)
-        found = _look_at_states(recording, saves, count, generator)
-        if not found.failures:
-            shutil.rmtree(place)
-        tally.add(found)
-        number += 1
-    seconds = time.monotonic() - began
-    print(
-        f"{kind} on {file_system}, seed {seed}: {tally.cases} states of {number} recordings "
-        f"in {seconds:.1f} s, {tally.cases / seconds:.1f} a second: {dict(tally.outcomes)}"
-    )
-    return tally
+        return tally
+
+
+run_files = PowerCuts("files", FileSaves)
+run_steps = PowerCuts("steps", StepSaves)
+run_managers = PowerCuts("managers", ManagerSaves)
+run_copies = PowerCuts("copies", CopySaves)
+# After a copy or prune has answered for files that somebody else has placed, unsynced.
+run_foreign = PowerCuts("foreign", ForeignSaves)
 
 
 def _look_at_states(
