@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 from tests.manager_runs import Weights, first_name, manager_of, names, save_all, steps_in
 
+from fastckpt import _native
 from fastckpt.training import best as best_module
 
 
@@ -57,9 +58,6 @@ def test_without_hard_links_the_best_is_a_reflink_or_else_a_copy(
 ) -> None:
     calls = []
 
-    def no_link(source: str, destination: str) -> None:
-        raise OSError(errno.EPERM, "no links here", source)
-
     def clone(destination: int, request: int, source: int) -> int:
         calls.append(request)
         if mode == "copy":
@@ -68,7 +66,10 @@ def test_without_hard_links_the_best_is_a_reflink_or_else_a_copy(
         return 0
 
     if mode != "hard link":
-        monkeypatch.setattr("fastckpt.training.best.os.link", no_link)
+        commit = mock.MagicMock(wraps=_native.Commit())
+        commit.__enter__.return_value = commit
+        commit.link = lambda _path, _name: False
+        monkeypatch.setattr("fastckpt.training.best.Commit", lambda: commit)
         monkeypatch.setattr("fastckpt.training.best.fcntl.ioctl", clone)
     manager = manager_of(tmp_path, save_total_limit=1)
     save_all(manager, {1: 2.0, 2: 1.0, 3: 1.5})

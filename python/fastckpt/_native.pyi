@@ -378,23 +378,51 @@ class Commit:
         With `verify` it is an archive, and the bytes that are written are those whose checksums
         were compared. With any damage in the report there is nothing to publish.
         """
-    def keep(self, path: _Path, kept: str) -> bool:
-        """Give the file at `path` the hidden name `kept` too; False where there is none.
+    def keep(self, path: _Path, save_id: int) -> bool:
+        """Give the file at `path` its hidden second name of a save too; False where there is no file.
 
-        False also where `path` is a symbolic link out of its directory. Without hard links the file
-        is renamed to `kept`, and back if nothing is published.
+        Where `path` is a symbolic link out of its directory, the file gets the second name beside it, and
+        the hidden name in the directory of `path` is a link to that. Without hard links the file is renamed
+        instead, and back if nothing is published.
+        """
+    def link(self, path: _Path, name: str) -> bool:
+        """Give the file at `path` the name `name` too, in the place of what has it, durably and in one step.
+
+        False where the file system has no second names.
         """
     def temporary_path(self, path: _Path) -> str:
         """Where the file written for `path` lies until it is published, to be read back before.
 
         Raises ValueError where none waits for this path.
         """
-    def publish(self, paths: Sequence[_Path]) -> None:
-        """Rename to `paths` in this order, then fsync the directories; what was kept is durable before."""
+    def publish(
+        self,
+        paths: Sequence[_Path],
+        *,
+        replace: bool = True,
+        unchanged: Sequence[tuple[_Path, tuple[int, int, int, int]]] = (),
+    ) -> None:
+        """Rename to `paths` in this order, then fsync the directories; what was kept is durable before.
+
+        With `replace=False` FileExistsError is raised where something has a path already. `unchanged` are
+        files with device, inode, size in bytes and time of change in nanoseconds: where one is not that any
+        more, OSError (ESTALE) is raised and nothing is renamed. Savers share a lock on each directory
+        meanwhile; one that cannot have it within five seconds goes on, and logs a warning.
+        """
     def sync_directory(self, directory: _Path) -> None:
         """Make all that has happened in a directory durable, whoever did it."""
-    def discard(self, directory: _Path, names: Sequence[str], *, after_sync: bool = True) -> None:
-        """Fsync the directory (but for `after_sync=False`), then remove hidden names (.fastckpt-*) from it; missing ones are passed over."""
+    def discard(
+        self,
+        directory: _Path,
+        names: Sequence[tuple[str, int, int]],
+        *,
+        after_sync: bool = True,
+    ) -> None:
+        """Fsync the directory (but for `after_sync=False`), then remove hidden names (.fastckpt-*) from it.
+
+        Each with the device and inode of what it stood for when it was judged: names that are gone, or
+        stand for something else, are passed over. Of a link that `keep` made, the file goes too.
+        """
     def abort(self) -> None:
         """Remove what was not published."""
 

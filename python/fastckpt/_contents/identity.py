@@ -14,6 +14,11 @@ class Identity(NamedTuple):
     nbytes: int
     changed_ns: int
 
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """Return what `stat` says."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
 
 def identity(path: str) -> Identity | None:
     """Return which file is at a path; None where there is none.
@@ -22,7 +27,34 @@ def identity(path: str) -> Identity | None:
         OSError: That cannot be seen.
     """
     try:
-        status = os.stat(path)
+        return Identity.of(os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+class Standing(NamedTuple):
+    """What stands at a name.
+
+    Attributes:
+        name: The name itself: a file, or a symbolic link.
+        file: The file that a symbolic link leads to, else the same; None where it leads nowhere.
+    """
+
+    name: Identity
+    file: Identity | None
+
+
+def standing(name: str, *, directory: int | None = None) -> Standing | None:
+    """Return what stands at a name, in an open directory or at a path; None where nothing does.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
+    try:
+        own = Identity.of(os.stat(name, dir_fd=directory, follow_symlinks=False))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return Standing(own, Identity.of(os.stat(name, dir_fd=directory)))
+    except (FileNotFoundError, NotADirectoryError):
+        return Standing(own, None)

@@ -18,10 +18,11 @@ def make_durable(paths: Iterable[str]) -> None:
     Raises:
         OSError: One of them could not be flushed; whether it is on the disk is not known then.
     """
-    directories = set()
+    directories: set[str] = set()
     for path in paths:
         _sync_file(path)
-        directories.add(os.path.dirname(path))
+        # Where a link leads to another directory, the file has its name there.
+        directories |= {os.path.dirname(path), os.path.dirname(os.path.realpath(path))}
     for directory in sorted(directories):
         sync_directory(directory)
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 
 from .manifest import Manifest, read_manifest
-from .parts import NO_SAVE_ID, Part, open_part, own_name
-from .survey import StepFiles, parse_name
+from .parts import NO_SAVE_ID, Part, open_part
+from .survey import StepFiles, own_name, parse_name
 
 
 class OpenedFiles:
@@ -103,7 +103,7 @@ class OpenedFiles:
         ranks = sorted(self.ranks(NO_SAVE_ID))
         found = {rank: self.find_shard(NO_SAVE_ID, rank) for rank in ranks}
         shards = {rank: name for rank, name in found.items() if name is not None}
-        if shards or len({self.part(name).save_id for name in self._files.shards.values()}) != 1:
+        if shards or len({*map(self._save_id, self._files.shards.values())}) != 1:
             return shards
         # The model alone was saved again, by torch.save: the shards are still those of one save.
         return dict(self._files.shards)
@@ -143,9 +143,16 @@ class OpenedFiles:
     def _find(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:
         """Return the archive of a save, under its own name or the one it was kept under."""
         name = pick(self._files)
-        if name is not None and self.part(name).save_id == save_id:
+        if name is not None and self._save_id(name) == save_id:
             return name
         return self._kept(save_id, pick)
+
+    def _save_id(self, name: str) -> int | None:
+        try:
+            return self.part(name).save_id
+        except FileNotFoundError:
+            # A link to a file that a save has moved aside, where there are no hard links; or gone since.
+            return None
 
     def _kept(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:
         kept = self._files.kept.get(save_id)

@@ -9,7 +9,7 @@ from fastckpt._contents.opening import Kind, open_source
 from fastckpt._native import Archive
 from fastckpt.errors import TorchScriptError
 
-from .survey import parse_kept_name
+from .survey import own_name
 
 #: Of archives that carry no save id.
 NO_SAVE_ID = 0
@@ -44,12 +44,6 @@ class Part:
     def closed(self) -> Part:
         """Return the same without the open archive."""
         return replace(self, archive=None)
-
-
-def own_name(name: str) -> str:
-    """Return what a file was called before it was kept; other names as they are."""
-    kept = parse_kept_name(name)
-    return name if kept is None else kept[1]
 
 
 def open_part(path: str) -> Part:

@@ -1,24 +1,30 @@
 """Which second names of replaced files nobody needs any more.
 
-A save that replaces files of a step gives each a second, hidden name first; see `_step_saves`. Imports no
+A save that replaces files of a step gives each a second, hidden name first; see `_steps.saves`. Imports no
 torch.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
-from .parts import own_name
+from fastckpt._contents.identity import standing
+
 from .saves import read_save
-from .survey import StepFiles
+from .survey import StepFiles, own_name
+
+#: A hidden name, and device and inode of what stood there when it was judged; see `Commit.discard`.
+Judged = tuple[str, int, int]
 
 
-def superseded_names(directory: str, files: StepFiles) -> list[str]:
+def superseded_names(directory: str, files: StepFiles) -> list[Judged]:
     """Return the second names in a step that a newer, whole save has made useless.
 
     Raises:
         CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
     """
+    before = judged_names(directory, files.kept_names())
     # Looked for after the names were listed, and until two looks agree: a save that is under way must
     # not make a whole one seem torn.
     save = read_save(directory, files.step, optimizer=True)
@@ -30,4 +36,17 @@ def superseded_names(directory: str, files: StepFiles) -> list[str]:
         for save_id, kept in sorted(files.kept.items())
         if save_id != save.save_id and any(own_name(name) in visible for name in kept.names())
     ]
-    return [name for kept in older for name in kept.names()]
+    names = {name for kept in older for name in kept.names()}
+    return [judged for judged in before if judged[0] in names]
+
+
+def judged_names(directory: str, names: Iterable[str]) -> list[Judged]:
+    """Return what stands at these names now, to be compared before they are removed; missing ones left out.
+
+    Raises:
+        OSError: That cannot be seen.
+    """
+    found = [(name, standing(os.path.join(directory, name))) for name in names]
+    return [
+        (name, there.name.device, there.name.inode) for name, there in found if there is not None
+    ]

@@ -148,8 +148,8 @@ class StepSaves:
             if any(self._problems(save_id, optimizer=optimizer)):
                 return None
             return self._assemble(save_id, optimizer=optimizer, rank=None)
-        except CheckpointError:
-            # Damaged; what is wrong with the visible save is what will be said.
+        except (CheckpointError, FileNotFoundError):
+            # Damaged, or removed by another rank; what is wrong with the visible save is what will be said.
             return None
 
     def state(self) -> object:

@@ -71,6 +71,18 @@ def parse_kept_name(name: str) -> tuple[int, str, StepName] | None:
     return (int(match["save_id"]), match["name"], named) if match and named else None
 
 
+def own_name(name: str) -> str:
+    """Return what a file was called before it was kept; other names as they are."""
+    kept = parse_kept_name(name)
+    return name if kept is None else kept[1]
+
+
+def is_of_step(name: str, step: int) -> bool:
+    """Whether a name is that of a file of a step, its own or the one under which it is kept."""
+    named = parse_name(own_name(name))
+    return named is not None and named.step == step
+
+
 @dataclass
 class StepFiles:
     """Names of the files of one step that are there."""

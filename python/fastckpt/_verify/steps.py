@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from fastckpt._steps.survey import StepFiles
+from fastckpt._steps.survey import StepFiles, own_name
 from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 
 from .files import FileCheck
@@ -18,13 +18,19 @@ def verify_step(directory: str, step: StepFiles, check: FileCheck) -> StepReport
     visible = [os.path.join(directory, name) for name in step.names()]
     kept = [path for path in state.paths if path not in visible]
     files = [state.judge(check(path)) for path in (*visible, *kept)]
-    # A dangling link, or a file that was deleted meanwhile, is a file that is missing.
-    gone = [os.path.basename(file.path) for file in files if file.status is Status.NOT_FOUND]
+    # A dangling link, or a file that was deleted meanwhile, is a file that is missing; unless it was moved
+    # aside by a save that was killed, and is loaded from there.
+    aside = {own_name(os.path.basename(path)) for path in kept}
+    files = [
+        file for file in files if not _is_gone(file) or os.path.basename(file.path) not in aside
+    ]
+    gone = [os.path.basename(file.path) for file in files if _is_gone(file)]
     missing = tuple(dict.fromkeys((*state.missing, *gone)))
-    statuses = [file.status for file in files if file.status is not Status.NOT_FOUND]
+    statuses = [file.status for file in files if not _is_gone(file)]
     if missing or state.torn:
         statuses.append(Status.INCOMPLETE)
-    extra = [os.path.basename(path) for path in visible if state.paths and path not in state.paths]
+    there = [file.path for file in files if file.path in visible]
+    extra = [os.path.basename(path) for path in there if state.paths and path not in state.paths]
     return StepReport(
         directory=directory,
         step=step.step,
@@ -36,6 +42,10 @@ def verify_step(directory: str, step: StepFiles, check: FileCheck) -> StepReport
         extra=tuple(extra),
         save_id=state.save_id,
     )
+
+
+def _is_gone(file: FileReport) -> bool:
+    return file.status is Status.NOT_FOUND
 
 
 @dataclasses.dataclass(frozen=True)

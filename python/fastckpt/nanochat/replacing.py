@@ -10,10 +10,10 @@ import os
 from collections.abc import Iterable
 
 from fastckpt import _native
+from fastckpt._contents.identity import standing
 from fastckpt._steps.opened import OpenedFiles
-from fastckpt._steps.parts import own_name
-from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.survey import StepFiles, kept_name, survey_steps
+from fastckpt._steps.replaced import Judged, judged_names, superseded_names
+from fastckpt._steps.survey import StepFiles, own_name, survey_steps
 from fastckpt.errors import CheckpointError
 
 from .log import logger
@@ -63,7 +63,8 @@ def _keep_replaced(
         except (CheckpointError, FileNotFoundError):
             continue
         if replaced != save_id:
-            commit.keep(os.path.join(directory, name), kept_name(replaced, name))
+            # Where it answers that there is no file, somebody has deleted it since it was opened.
+            commit.keep(os.path.join(directory, name), replaced)
 
 
 def release_kept(commit: _native.Commit, directory: str) -> None:
@@ -76,7 +77,7 @@ def release_kept(commit: _native.Commit, directory: str) -> None:
     """
     try:
         kept = [files for files in survey_steps(directory).values() if files.kept]
-        superseded = [name for files in kept for name in _superseded(directory, files)]
+        superseded = [one for files in kept for one in _superseded(directory, files)]
         if superseded:
             commit.discard(directory, superseded)
     except FileNotFoundError:
@@ -105,13 +106,13 @@ def release_unreplaced(
         if unreplaced:
             # Not after an fsync: that of this directory may be what has failed, and these files have
             # their own names still.
-            commit.discard(directory, unreplaced, after_sync=False)
+            commit.discard(directory, judged_names(directory, unreplaced), after_sync=False)
     except OSError as error:
         # The error of the save is the one to raise.
         logger.warning(f"Second names of files in {directory} could not be removed: {error}")
 
 
-def _superseded(directory: str, files: StepFiles) -> list[str]:
+def _superseded(directory: str, files: StepFiles) -> list[Judged]:
     try:
         return superseded_names(directory, files)
     except (CheckpointError, FileNotFoundError):
@@ -119,14 +120,17 @@ def _superseded(directory: str, files: StepFiles) -> list[str]:
         return _unfinished(directory, files)
 
 
-def _unfinished(directory: str, files: StepFiles) -> list[str]:
+def _unfinished(directory: str, files: StepFiles) -> list[Judged]:
     """Return the second names in a step that was never whole, except for those of the last saves."""
     by_age = sorted(files.kept.values(), key=lambda kept: _write_time(directory, kept))
-    return [name for kept in by_age[:-_UNFINISHED_MAX] for name in kept.names()]
+    names = [name for kept in by_age[:-_UNFINISHED_MAX] for name in kept.names()]
+    return judged_names(directory, names)
 
 
 def _write_time(directory: str, kept: StepFiles) -> int:
-    return max(os.lstat(os.path.join(directory, name)).st_mtime_ns for name in kept.names())
+    times = [standing(os.path.join(directory, name)) for name in kept.names()]
+    files = [there.file or there.name for there in times if there is not None]
+    return max((file.changed_ns for file in files), default=0)
 
 
 def _is_same_file(directory: str, kept: str, name: str) -> bool:

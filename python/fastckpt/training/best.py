@@ -19,18 +19,6 @@ from .rotation import find_damage
 
 # linux/fs.h: _IOW(0x94, 9, int)
 _FICLONE = 0x40049409
-# What file systems without hard links answer, and those that have given a file as many as they can.
-_NO_LINKS = frozenset(
-    {
-        errno.EPERM,
-        errno.EOPNOTSUPP,
-        errno.ENOTSUP,
-        errno.ENOSYS,
-        errno.EMLINK,
-        errno.EXDEV,
-        errno.EINVAL,
-    }
-)
 # What answers where there are no reflinks: other file systems, other kernels.
 _NO_REFLINKS = frozenset(
     {
@@ -100,62 +88,64 @@ def name_best(checkpoint: str) -> None:
         OSError: It could not be done; `best_model.pt` is what it was, unless the last step, the
             fsync of the directory, has failed.
     """
-    directory = os.path.dirname(checkpoint)
-    best = os.path.join(directory, BEST_NAME)
+    with Commit() as commit:
+        if commit.link(checkpoint, BEST_NAME):
+            return
+    logger.info("%s is a copy: no hard links here", BEST_NAME)
     source = _call("opening the file", checkpoint, os.open, checkpoint, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        temporary = _second_name(source, checkpoint, directory)
-        try:
-            _call("renaming the temporary name", best, os.rename, temporary, best)
-        finally:
-            # Gone if it was renamed; still there where both names were of one file already.
-            with suppress(OSError):
-                os.unlink(temporary)
+        _replace_by_copy(source, os.path.dirname(checkpoint))
     finally:
         # Nothing was written to it, so nothing is lost with what close may say.
         with suppress(OSError):
             os.close(source)
-    with Commit() as commit:
-        commit.sync_directory(directory)
 
 
-def _second_name(source: int, checkpoint: str, directory: str) -> str:
-    """Give the file a temporary name that those who collect temporary files leave alone."""
-    # A lock says that it belongs to somebody who lives; see `Commit`.
-    with suppress(OSError):
-        fcntl.flock(source, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    temporary = os.path.join(directory, f".fastckpt-{os.getpid()}-{secrets.randbelow(10**15)}.tmp")
-    try:
-        os.link(checkpoint, temporary)
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise _described(error, "giving the file a second name", checkpoint) from None
-        try:
-            _copy(source, temporary)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-    return temporary
-
-
-def _copy(source: int, temporary: str) -> None:
+def _replace_by_copy(source: int, directory: str) -> None:
+    best = os.path.join(directory, BEST_NAME)
+    temporary = os.path.join(directory, f".fastckpt-{os.getpid()}-{secrets.randbits(64)}.tmp")
     mode = os.fstat(source).st_mode & 0o777
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     copy = _call("creating the copy", temporary, os.open, temporary, flags, mode)
     try:
+        # A lock says that it belongs to somebody who lives; see `Commit`.
         with suppress(OSError):
             fcntl.flock(copy, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            fcntl.ioctl(copy, _FICLONE, source)
-        except OSError as error:
-            if error.errno not in _NO_REFLINKS:
-                raise _described(error, "sharing the bytes", temporary) from None
-            logger.info("%s is a copy: no hard links and no reflinks here", BEST_NAME)
-            _call("copying the bytes", temporary, _copy_bytes, source, copy)
-        _call("flushing the copy to disk (fsync)", temporary, os.fsync, copy)
+        _copy(source, copy, temporary)
+        _require_own(temporary, copy)
+        _call("renaming the copy", best, os.rename, temporary, best)
+    except BaseException:
+        with suppress(OSError):
+            if _leads_to(temporary, copy):
+                os.unlink(temporary)
+        raise
     finally:
         os.close(copy)
+    with Commit() as commit:
+        commit.sync_directory(directory)
+
+
+def _require_own(temporary: str, copy: int) -> None:
+    if not _leads_to(temporary, copy):
+        raise FileNotFoundError(errno.ENOENT, "another process has removed the copy", temporary)
+
+
+def _leads_to(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _copy(source: int, copy: int, path: str) -> None:
+    """Share the bytes, or copy them where they cannot be shared; `path` is that of the copy, for messages."""
+    try:
+        fcntl.ioctl(copy, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in _NO_REFLINKS:
+            raise _described(error, "sharing the bytes", path) from None
+        _call("copying the bytes", path, _copy_bytes, source, copy)
+    _call("flushing the copy to disk (fsync)", path, os.fsync, copy)
 
 
 def _copy_bytes(source: int, copy: int) -> None:

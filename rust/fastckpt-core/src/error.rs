@@ -46,6 +46,8 @@ pub enum Phase {
     Keep,
     /// Renaming the temporary file to its final name.
     Rename,
+    /// Giving a file a second name.
+    Link,
     /// Flushing the directory to the disk.
     SyncDirectory,
     /// Removing the second name of a file that has been replaced.
@@ -71,6 +73,7 @@ impl fmt::Display for Phase {
             Self::Sync => "flushing the file to disk (fsync)",
             Self::Keep => "keeping the file that is replaced",
             Self::Rename => "renaming the temporary file",
+            Self::Link => "giving the file a second name",
             Self::SyncDirectory => "flushing the directory to disk (fsync)",
             Self::Discard => "removing a file that has been replaced",
         })

@@ -20,10 +20,38 @@ use crate::files::{Directory, Files, or_here};
 pub(crate) const PREFIX: &str = ".fastckpt-";
 const SUFFIX: &str = ".tmp";
 
-/// The temporary name number `number` of process `pid`. No pattern by which checkpoints are found
-/// matches it: it does not end in `.pt`.
+const KEPT_SUFFIX: &str = ".kept";
+/// Digits of a save id in a name.
+const SAVE_ID_DIGITS: usize = 14;
+
+/// The temporary name with the random number `number` of process `pid`; processes in containers that share
+/// a directory often have the same pid. No pattern by which checkpoints are found matches it: it does
+/// not end in `.pt`.
 pub(crate) fn temp_name(pid: u32, number: u64) -> OsString {
     format!("{PREFIX}{pid}-{number}{SUFFIX}").into()
+}
+
+/// The second name of the file `name`, which was saved by the save `save_id`, while it is replaced.
+pub(crate) fn kept_name(save_id: u64, name: &OsStr) -> OsString {
+    let mut kept = OsString::from(format!("{PREFIX}{save_id:0SAVE_ID_DIGITS$}-"));
+    kept.push(name);
+    kept.push(KEPT_SUFFIX);
+    kept
+}
+
+/// Whether a name has the form of [`kept_name`].
+pub(crate) fn is_kept_name(name: &OsStr) -> bool {
+    let Some(rest) = name.as_bytes().strip_prefix(PREFIX.as_bytes()) else {
+        return false;
+    };
+    let Some((id, rest)) = rest.split_at_checked(SAVE_ID_DIGITS) else {
+        return false;
+    };
+    let own_name = rest
+        .strip_prefix(b"-")
+        .and_then(|rest| rest.strip_suffix(KEPT_SUFFIX.as_bytes()));
+    id.iter().all(u8::is_ascii_digit)
+        && own_name.is_some_and(|own_name| !own_name.is_empty() && !own_name.contains(&b'/'))
 }
 
 /// Whether a name is one of those that fastckpt hides things under, in one directory.
@@ -90,7 +118,16 @@ fn each_stale(
         let Ok(file) = directory.open(&name) else {
             continue;
         };
-        if file.lock().is_ok() && take(&name)? {
+        if file.lock().is_err() {
+            continue;
+        }
+        // Before it was locked, somebody may have removed the file, and somebody else have taken its name.
+        let is_still_there = file.metadata().and_then(|own| {
+            Ok(directory
+                .inspect(&name)?
+                .is_some_and(|found| found.is_same_file(&own)))
+        });
+        if is_still_there.unwrap_or(false) && take(&name)? {
             taken.push(name);
         }
     }
@@ -106,6 +143,7 @@ mod tests {
     fn only_our_own_names_are_ours() {
         assert!(is_temp_name(&temp_name(1, 0)));
         assert!(is_temp_name(OsStr::new(".fastckpt-4194304-17.tmp")));
+        assert!(is_temp_name(&temp_name(u32::MAX, u64::MAX)));
         for other in [
             ".fastckpt-1-0.tmp.pt",
             ".fastckpt-1-0",
@@ -116,6 +154,23 @@ mod tests {
             "model_000001.pt",
         ] {
             assert!(!is_temp_name(OsStr::new(other)), "{other}");
+        }
+    }
+
+    #[test]
+    fn second_names_are_told_from_others() {
+        let kept = kept_name(17, OsStr::new("model_000100.pt"));
+        assert_eq!(kept, ".fastckpt-00000000000017-model_000100.pt.kept");
+        assert!(is_kept_name(&kept) && is_hidden_name(&kept) && !is_temp_name(&kept));
+        for other in [
+            ".fastckpt-00000000000017-.kept",
+            ".fastckpt-0000000000017-model_000100.pt.kept",
+            ".fastckpt-0000000000001x-model_000100.pt.kept",
+            ".fastckpt-00000000000017-model_000100.pt",
+            ".fastckpt-1.kept",
+            "model_000100.pt",
+        ] {
+            assert!(!is_kept_name(OsStr::new(other)), "{other}");
         }
     }
 }

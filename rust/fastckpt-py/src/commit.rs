@@ -5,8 +5,10 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fastckpt_core::commit::{Commit, Copied, CopyOptions};
-use fastckpt_core::files::RealFiles;
+use fastckpt_core::commit::{
+    Commit, Copied, CopyOptions, FileIdentity, Judged, Place, Publication,
+};
+use fastckpt_core::files::{RealFiles, or_here};
 use fastckpt_core::job::Stop;
 use fastckpt_core::write::{
     self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions, Written,
@@ -143,9 +145,16 @@ impl PyCommit {
         detached_quietly(py, || commit.require_space(&directory, nbytes))
     }
 
-    fn keep(&mut self, py: Python<'_>, path: PathBuf, kept: OsString) -> PyResult<bool> {
+    fn keep(&mut self, py: Python<'_>, path: PathBuf, save_id: u64) -> PyResult<bool> {
         let commit = self.open()?;
-        detached_quietly(py, || commit.keep(&path, &kept))
+        detached_quietly(py, || commit.keep(&path, save_id))
+    }
+
+    fn link(&mut self, py: Python<'_>, path: PathBuf, name: OsString) -> PyResult<bool> {
+        let commit = self.open()?;
+        detached(py, None, &Raised::default(), |observer| {
+            commit.link(&path, &name, observer)
+        })
     }
 
     fn sync_directory(&mut self, py: Python<'_>, directory: PathBuf) -> PyResult<()> {
@@ -160,12 +169,18 @@ impl PyCommit {
         &mut self,
         py: Python<'_>,
         directory: PathBuf,
-        names: Vec<OsString>,
+        names: Vec<(OsString, u64, u64)>,
         after_sync: bool,
     ) -> PyResult<()> {
         let commit = self.open()?;
+        let judged = |(name, device, inode)| Judged {
+            name,
+            device,
+            inode,
+        };
+        let judged: Vec<_> = names.into_iter().map(judged).collect();
         detached(py, None, &Raised::default(), |observer| {
-            commit.discard(&directory, &names, after_sync, observer)
+            commit.discard(&directory, &judged, after_sync, observer)
         })
     }
 
@@ -237,12 +252,30 @@ impl PyCommit {
         .map(PyCopied)
     }
 
-    fn publish(&mut self, py: Python<'_>, paths: Vec<PathBuf>) -> PyResult<()> {
+    #[pyo3(signature = (paths, *, replace=true, unchanged=Vec::new()))]
+    fn publish(
+        &mut self,
+        py: Python<'_>,
+        paths: Vec<PathBuf>,
+        replace: bool,
+        unchanged: Vec<(PathBuf, (u64, u64, u64, i64))>,
+    ) -> PyResult<()> {
         let commit = self.open()?;
+        let known_unlocked = commit.unlocked().len();
+        let unchanged: Vec<_> = unchanged.into_iter().map(as_identity).collect();
         detached(py, None, &Raised::default(), |observer| {
             let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
-            commit.publish(&paths, observer)
-        })
+            let publication = Publication {
+                paths: &paths,
+                place: if replace { Place::Any } else { Place::Free },
+                unchanged: &unchanged,
+            };
+            commit.publish_as(&publication, observer)
+        })?;
+        for directory in commit.unlocked().iter().skip(known_unlocked) {
+            warn_of_lock(py, directory)?;
+        }
+        Ok(())
     }
 }
 
@@ -252,6 +285,28 @@ impl PyCommit {
             .as_mut()
             .ok_or_else(|| PyRuntimeError::new_err("this commit has ended"))
     }
+}
+
+fn as_identity(
+    (path, (device, inode, nbytes, modified_ns)): (PathBuf, (u64, u64, u64, i64)),
+) -> (PathBuf, FileIdentity) {
+    let identity = FileIdentity {
+        device,
+        inode,
+        nbytes,
+        modified_ns,
+    };
+    (path, identity)
+}
+
+/// A save never fails because of a lock; that it did without is told where it is not lost.
+fn warn_of_lock(py: Python<'_>, directory: &Path) -> PyResult<()> {
+    let logger = PyModule::import(py, intern!(py, "logging"))?
+        .call_method1(intern!(py, "getLogger"), ("fastckpt",))?;
+    let message = "Saved in %s without its lock, which another process that deletes checkpoints there \
+                   (gc, prune, copy) did not give up: look whether it is stopped";
+    logger.call_method1(intern!(py, "warning"), (message, or_here(directory)))?;
+    Ok(())
 }
 
 /// What became of a copy.

@@ -10,13 +10,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::error::{Error, Phase, Result};
-use crate::files::{self, Directory, File, Files};
+use crate::files::{self, Directory, File, Files, Metadata};
 use crate::job::{self, Observer};
 use crate::stale;
 use crate::write::{self, ArchivePlan, SaveStager, StorageMaker, Supply, WriteOptions, Written};
 
 mod copy;
 mod keep;
+mod lock;
+mod own;
+mod publish;
 mod resolve;
 mod space;
 mod temp;
@@ -26,6 +29,9 @@ use resolve::Destination;
 use temp::{NEW_FILE_MODE, TempFile};
 
 pub use copy::{Copied, CopyOptions};
+pub use keep::Judged;
+pub use publish::{FileIdentity, Publication};
+pub use temp::Place;
 
 /// Files that are written one after the other and published in an order of the caller's choice.
 ///
@@ -44,6 +50,8 @@ pub struct Commit {
     kept_in: Vec<PathBuf>,
     /// Files that got another name because they could not get a second one.
     moved_aside: Vec<MovedAside>,
+    /// Directories whose lock could not be had.
+    unlocked: Vec<PathBuf>,
 }
 
 /// A file that is complete under its temporary name.
@@ -68,6 +76,7 @@ impl Commit {
             pending: Vec::new(),
             kept_in: Vec::new(),
             moved_aside: Vec::new(),
+            unlocked: Vec::new(),
         }
     }
 
@@ -205,6 +214,7 @@ impl Commit {
     /// whether direct I/O is on.
     fn begin(&mut self, path: &Path, mode: u32, direct: bool) -> Result<(Pending, bool)> {
         let destination = self.resolve(path)?;
+        require_replaceable(path, &destination)?;
         self.sweep(&destination);
         let (temp, direct) = TempFile::create(&*self.files, path, &destination, mode, direct)?;
         let pending = Pending {
@@ -268,55 +278,18 @@ impl Commit {
             &*destination.directory,
         );
     }
+}
 
-    /// Gives the files written for `paths` their names, in this order, and makes that durable.
-    /// The second names that [`keep`](Self::keep) gave are made durable before.
-    pub fn publish(&mut self, paths: &[&Path], observer: &mut dyn Observer) -> Result<()> {
-        self.sync_kept(observer)?;
-        // Each directory, and a file that has got its name in it.
-        let mut touched: Vec<(Destination, PathBuf)> = Vec::new();
-        for path in paths {
-            let position = self
-                .pending
-                .iter()
-                .position(|pending| pending.path == *path)
-                .ok_or_else(|| {
-                    let source = io::Error::new(
-                        io::ErrorKind::NotFound,
-                        "no file was written for this path",
-                    );
-                    Error::Io {
-                        phase: Phase::Rename,
-                        path: path.to_path_buf(),
-                        source,
-                    }
-                })?;
-            let Pending {
-                path,
-                destination,
-                mut temp,
-            } = self.pending.remove(position);
-            destination
-                .directory
-                .rename(&temp.name, &destination.name)
-                .map_err(Error::io(Phase::Rename, &path))?;
-            temp.has_moved = true;
-            self.moved_aside.drain(..).for_each(MovedAside::settle);
-            let is_known = |(known, _): &(Destination, PathBuf)| {
-                known.directory_path == destination.directory_path
-            };
-            if !touched.iter().any(is_known) {
-                touched.push((destination, path));
-            }
-        }
-        if self.sync {
-            for (destination, path) in touched {
-                sync_directory(&destination.directory, observer)?
-                    .map_err(|source| Error::CommitUnknown { path, source })?;
-            }
-        }
-        Ok(())
+/// Refuses to write what could not be published: over a file that can neither be replaced nor get a second
+/// name, since its directory lets nobody touch the files of others.
+fn require_replaceable(path: &Path, destination: &Destination) -> Result<()> {
+    let directory = &destination.directory;
+    let is_protected = |replaced: &Metadata| directory.protects(replaced).unwrap_or(false);
+    if destination.replaced.as_ref().is_some_and(is_protected) {
+        let refused = io::Error::from_raw_os_error(libc::EPERM);
+        return Err(Error::io(Phase::Inspect, path)(refused));
     }
+    Ok(())
 }
 
 /// Makes a file durable, without holding up an interruption.

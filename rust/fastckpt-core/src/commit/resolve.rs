@@ -53,9 +53,8 @@ impl Commit {
                     });
                 }
                 Some(FileKind::Symlink) => {
-                    let target = self
-                        .files
-                        .read_link(&resolved)
+                    let target = directory
+                        .read_link(&name)
                         .map_err(Error::io(Phase::Inspect, path))?;
                     resolved = directory_path.join(target);
                 }
@@ -71,13 +70,15 @@ impl Commit {
 
     /// Opens a directory, once.
     pub(super) fn directory(&mut self, path: &Path) -> Result<Arc<dyn Directory>> {
+        self.open_directory(path)
+            .map_err(Error::io(Phase::OpenDirectory, or_here(path)))
+    }
+
+    pub(super) fn open_directory(&mut self, path: &Path) -> io::Result<Arc<dyn Directory>> {
         if let Some((_, directory)) = self.directories.iter().find(|(known, _)| known == path) {
             return Ok(Arc::clone(directory));
         }
-        let directory = self
-            .files
-            .open_directory(path)
-            .map_err(Error::io(Phase::OpenDirectory, or_here(path)))?;
+        let directory = self.files.open_directory(path)?;
         self.directories
             .push((path.to_owned(), Arc::clone(&directory)));
         Ok(directory)

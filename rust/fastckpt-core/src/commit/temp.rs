@@ -1,24 +1,33 @@
 //! A file under a temporary name.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::own::{leads_to, refuses_links, unlink_own, with_new_name};
 use super::resolve::Destination;
 use crate::error::{Error, Phase, Result};
 use crate::files::{self, Directory, File, Files};
-use crate::stale;
 
-/// Names tried before giving up: each one tried belongs to a file that a dead process of our
-/// number left behind.
-const MAX_TEMP_NAMES: usize = 10_000;
+/// Files created before giving up: each one before was removed by somebody who collects the files of
+/// dead processes and came between its creation and its lock.
+const MAX_TEMP_FILES: usize = 100;
 /// What `open` gives to a new file before the umask is taken off.
 pub(super) const NEW_FILE_MODE: u32 = 0o666;
 /// While another file lends its rights, nobody else looks into the new one.
 pub(super) const PRIVATE_MODE: u32 = 0o600;
+
+/// What may be at the place that a file is published to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Place {
+    /// Anything: it is replaced.
+    #[default]
+    Any,
+    /// Nothing: `AlreadyExists` where there is something.
+    Free,
+}
 
 /// A file under a temporary name; removed when dropped, unless it has moved to its final one.
 #[derive(Debug)]
@@ -27,11 +36,11 @@ pub(super) struct TempFile {
     pub(super) name: OsString,
     pub(super) file: Arc<dyn File>,
     owner: u32,
-    pub(super) has_moved: bool,
+    has_moved: bool,
 }
 
 impl TempFile {
-    /// Creates `.fastckpt-<pid>-<n>.tmp`, locked as long as it is open: a file of this form that
+    /// Creates `.fastckpt-<pid>-<random>.tmp`, locked as long as it is open: a file of this form that
     /// nobody holds locked was left by a process that died. `mode` is for one that replaces nothing.
     /// Tells whether direct I/O is on.
     pub(super) fn create(
@@ -41,31 +50,26 @@ impl TempFile {
         mode: u32,
         direct: bool,
     ) -> Result<(Self, bool)> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let pid = process::id();
         let wrap = |source| Error::io(Phase::Create, path)(source);
+        let directory = &destination.directory;
         let mode = if destination.replaced.is_some() {
             PRIVATE_MODE
         } else {
             mode
         };
-        for _ in 0..MAX_TEMP_NAMES {
-            let name = stale::temp_name(pid, NEXT.fetch_add(1, Ordering::Relaxed));
-            let (file, direct) =
-                match create_direct_or_not(&*destination.directory, &name, mode, direct) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                    other => other.map_err(wrap)?,
-                };
-            let directory = Arc::clone(&destination.directory);
+        for _ in 0..MAX_TEMP_FILES {
+            let (name, file) =
+                with_new_name(files, |name| directory.create(name, mode)).map_err(wrap)?;
             let temp = Self {
-                directory,
+                directory: Arc::clone(directory),
                 name,
                 file,
-                owner: pid,
+                owner: process::id(),
                 has_moved: false,
             };
             if temp.lock().map_err(wrap)? {
                 temp.adopt_rights(files, destination).map_err(wrap)?;
+                let direct = direct && temp.switch_to_direct().map_err(wrap)?;
                 return Ok((temp, direct));
             }
         }
@@ -79,15 +83,16 @@ impl TempFile {
             Ok(()) => Ok(self.file.metadata()?.links > 0),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
             // Some network file systems have no locks: then their temporary files are not collected.
-            Err(error)
-                if error.kind() == io::ErrorKind::Unsupported
-                    || matches!(
-                        error.raw_os_error(),
-                        Some(libc::ENOLCK | libc::ENOSYS | libc::EINVAL)
-                    ) =>
-            {
-                Ok(true)
-            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Switches to direct I/O on the open file, so that there is never a second one to be made.
+    fn switch_to_direct(&self) -> io::Result<bool> {
+        match self.file.set_direct(true) {
+            Ok(()) => Ok(true),
+            Err(error) if files::refuses_direct(&error) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -101,37 +106,61 @@ impl TempFile {
         let access_list = files.access_list(&path)?;
         self.file.set_rights(replaced, access_list.as_deref())
     }
+
+    /// Moves the file to its final name.
+    ///
+    /// # Errors
+    /// `NotFound` where somebody has removed the temporary name, or put another file there: what the
+    /// name leads to then is nobody's to publish.
+    pub(super) fn move_to(&mut self, name: &OsStr, place: Place) -> io::Result<()> {
+        let own = self.file.metadata()?;
+        if !leads_to(&*self.directory, &self.name, &own)? {
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "another process has removed the temporary file",
+            ));
+        }
+        match place {
+            Place::Any => self.directory.rename(&self.name, name)?,
+            Place::Free => self.move_to_free(name)?,
+        }
+        self.has_moved = true;
+        Ok(())
+    }
+
+    fn move_to_free(&self, name: &OsStr) -> io::Result<()> {
+        match self.directory.rename_new(&self.name, name) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            other => return other,
+        }
+        match self.directory.link(&self.name, name) {
+            // The file is in place; what is left of the temporary name is collected later.
+            Ok(()) => {
+                let _left_behind = self.directory.unlink(&self.name);
+                return Ok(());
+            }
+            Err(error) if !refuses_links(&error) => return Err(error),
+            Err(_) => {}
+        }
+        // Neither call is there: what comes between these two is replaced.
+        if self.directory.inspect(name)?.is_some() {
+            return Err(io::Error::from_raw_os_error(libc::EEXIST));
+        }
+        self.directory.rename(&self.name, name)
+    }
 }
 
 impl Drop for TempFile {
     fn drop(&mut self) {
         // A forked child drops its copy too: the file is its parent's.
-        if !self.has_moved && self.owner == process::id() {
-            // The error that brought us here is the one to report. A file that could not be removed
-            // is no checkpoint to anybody, and is collected later.
-            let _left_behind = self.directory.unlink(&self.name);
+        if self.has_moved || self.owner != process::id() {
+            return;
         }
+        // The error that brought us here is the one to report. A file that could not be removed
+        // is no checkpoint to anybody, and is collected later.
+        let _left_behind = self
+            .file
+            .metadata()
+            .and_then(|own| unlink_own(&*self.directory, &self.name, &own));
     }
-}
-
-fn create_direct_or_not(
-    directory: &dyn Directory,
-    name: &OsString,
-    mode: u32,
-    direct: bool,
-) -> io::Result<(Arc<dyn File>, bool)> {
-    if direct {
-        match directory.create(name, mode, true) {
-            Ok(file) => return Ok((file, true)),
-            Err(error) if files::refuses_direct(&error) => {
-                // Linux before 6.x creates the file and then refuses the flag.
-                match directory.unlink(name) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((directory.create(name, mode, false)?, false))
 }

@@ -52,6 +52,16 @@ pub struct Metadata {
     pub device: u64,
     /// Its number there: two names with one number on one device are one file.
     pub inode: u64,
+    /// When its contents last changed, in nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+impl Metadata {
+    /// Whether both are of one file.
+    #[must_use]
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
+    }
 }
 
 /// The way in: paths.
@@ -71,23 +81,29 @@ pub trait Files: Send + Sync + fmt::Debug {
     }
     /// The names in a directory, in no order.
     fn names(&self, directory: &Path) -> io::Result<Vec<OsString>>;
-    /// Where a symbolic link points.
-    fn read_link(&self, path: &Path) -> io::Result<PathBuf>;
+    /// A random number, which no other process has drawn, on this machine or on another.
+    fn random_number(&self) -> io::Result<u64>;
 }
 
 /// An open directory.
 pub trait Directory: Send + Sync + fmt::Debug {
-    /// Creates a file that must not exist yet, for writing; `direct` asks for direct I/O
-    /// (`EINVAL` where the file system has none). The mode is `mode` less the umask.
-    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>>;
+    /// Creates a file that must not exist yet, for writing. The mode is `mode` less the umask.
+    fn create(&self, name: &OsStr, mode: u32) -> io::Result<Arc<dyn File>>;
     /// Opens a regular file for reading, symbolic links not followed.
     fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>>;
     /// What stands at this name, symbolic links not followed; `None` where nothing does.
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>>;
     /// Renames within the directory, replacing what is there, atomically.
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+    /// Renames to a name that must not exist yet, in one step; `Unsupported` where the system has no
+    /// such thing.
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
     /// Gives a file a second name, which must not exist yet; symbolic links are not followed.
     fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()>;
+    /// Makes a symbolic link, whose name must not exist yet.
+    fn symlink(&self, target: &Path, name: &OsStr) -> io::Result<()>;
+    /// Where a symbolic link points.
+    fn read_link(&self, name: &OsStr) -> io::Result<PathBuf>;
     /// Removes a name.
     fn unlink(&self, name: &OsStr) -> io::Result<()>;
     /// Bytes that this process may still write to the file system; `None` where it has no such
@@ -95,6 +111,16 @@ pub trait Directory: Send + Sync + fmt::Debug {
     fn free_nbytes(&self) -> io::Result<Option<u64>>;
     /// Whether only this machine reaches the file system, so that a lock tells about every process.
     fn is_local(&self) -> io::Result<bool>;
+    /// Takes a lock on the directory that any number of processes can hold, without waiting:
+    /// `WouldBlock` where somebody holds it alone, `Unsupported` where directories have no locks.
+    fn lock_shared(&self) -> io::Result<()>;
+    /// Gives it up. Closing would not do: a process forked meanwhile has the directory open too.
+    fn unlock(&self) -> io::Result<()>;
+    /// Whether the directory lets only others rename or remove this file, which is in it: it has the
+    /// sticky bit, and neither it nor the file is ours. Where that is not known, trying will show.
+    fn protects(&self, _file: &Metadata) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Makes creations, renames and removals durable.
     fn sync(&self) -> io::Result<()>;
 }
@@ -144,7 +170,7 @@ pub trait File: Send + Sync + fmt::Debug {
 
 /// The parent of a bare file name is the empty path, and means the current directory.
 #[must_use]
-pub(crate) fn or_here(path: &Path) -> &Path {
+pub fn or_here(path: &Path) -> &Path {
     if path.as_os_str().is_empty() {
         Path::new(".")
     } else {

@@ -10,8 +10,8 @@ use std::mem::MaybeUninit;
 #[cfg(target_os = "linux")]
 use std::os::fd::IntoRawFd;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 #[cfg(target_os = "linux")]
 use std::ptr::NonNull;
@@ -39,6 +39,8 @@ const LOCAL_FILE_SYSTEMS: [u32; 9] = [
     0x794C_7630,
 ];
 
+/// The bit of a directory's mode that lets only owners remove and rename what is in it (`S_ISVTX`).
+const STICKY: u32 = 0o1000;
 /// The user id that means "leave it as it is" to `chown`.
 const UNCHANGED: libc::uid_t = libc::uid_t::MAX;
 
@@ -88,8 +90,8 @@ impl Files for RealFiles {
         names_in(or_here(directory))
     }
 
-    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
-        fs::read_link(path)
+    fn random_number(&self) -> io::Result<u64> {
+        getrandom::u64().map_err(io::Error::other)
     }
 }
 
@@ -185,9 +187,8 @@ impl RealDirectory {
 }
 
 impl Directory for RealDirectory {
-    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
-        let flags =
-            libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC | direct_flag(direct)?;
+    fn create(&self, name: &OsStr, mode: u32) -> io::Result<Arc<dyn File>> {
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_CLOEXEC;
         Ok(Arc::new(RealFile(self.open_at(name, flags, mode)?)))
     }
 
@@ -210,12 +211,56 @@ impl Directory for RealDirectory {
         Ok(())
     }
 
+    #[cfg(target_os = "linux")]
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        let (from, to) = (c_string(from)?, c_string(to)?);
+        let fd = self.0.as_raw_fd();
+        // SAFETY: both names are NUL-terminated strings that outlive the call.
+        let renamed = check(unsafe {
+            libc::renameat2(fd, from.as_ptr(), fd, to.as_ptr(), libc::RENAME_NOREPLACE)
+        });
+        match renamed {
+            // The kernel, or the file system, does not know the flag.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            other => other.map(drop),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn rename_new(&self, _from: &OsStr, _to: &OsStr) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         let (from, to) = (c_string(from)?, c_string(to)?);
         let fd = self.0.as_raw_fd();
         // SAFETY: both names are NUL-terminated strings that outlive the call.
         check(unsafe { libc::linkat(fd, from.as_ptr(), fd, to.as_ptr(), 0) })?;
         Ok(())
+    }
+
+    fn symlink(&self, target: &Path, name: &OsStr) -> io::Result<()> {
+        let (target, name) = (c_string(target.as_os_str())?, c_string(name)?);
+        // SAFETY: both are NUL-terminated strings that outlive the call.
+        check(unsafe { libc::symlinkat(target.as_ptr(), self.0.as_raw_fd(), name.as_ptr()) })?;
+        Ok(())
+    }
+
+    fn read_link(&self, name: &OsStr) -> io::Result<PathBuf> {
+        let name = c_string(name)?;
+        // No path that the system takes is longer.
+        let mut target = vec![0_u8; libc::PATH_MAX as usize];
+        // SAFETY: `name` is a NUL-terminated string that outlives the call; `target` is valid for
+        // writes of its length.
+        let written = unsafe {
+            let (buffer, nbytes) = (target.as_mut_ptr().cast(), target.len());
+            libc::readlinkat(self.0.as_raw_fd(), name.as_ptr(), buffer, nbytes)
+        };
+        let nbytes = usize::try_from(written).map_err(|_negative| io::Error::last_os_error())?;
+        target.truncate(nbytes);
+        Ok(PathBuf::from(OsString::from_vec(target)))
     }
 
     fn unlink(&self, name: &OsStr) -> io::Result<()> {
@@ -269,6 +314,23 @@ impl Directory for RealDirectory {
         Ok(false)
     }
 
+    fn protects(&self, file: &Metadata) -> io::Result<bool> {
+        let directory = self.0.metadata()?;
+        // SAFETY: a plain call that cannot fail.
+        let own = unsafe { libc::geteuid() };
+        let is_sticky = directory.mode() & STICKY != 0;
+        let is_foreign = own != 0 && own != directory.uid() && own != file.uid;
+        Ok(is_sticky && is_foreign && !overrules_owners()?)
+    }
+
+    fn lock_shared(&self) -> io::Result<()> {
+        flock(&self.0, libc::LOCK_SH | libc::LOCK_NB)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        flock(&self.0, libc::LOCK_UN)
+    }
+
     fn sync(&self) -> io::Result<()> {
         match self.0.sync_all() {
             // Network and FUSE file systems that have no such thing say so in these ways.
@@ -285,6 +347,17 @@ impl Directory for RealDirectory {
             other => other.and_then(|()| self.0.metadata().map(drop)),
         }
     }
+}
+
+/// Whether this process may do to the files of others what only their owners may (`CAP_FOWNER`).
+fn overrules_owners() -> io::Result<bool> {
+    const CAP_FOWNER: u64 = 1 << 3;
+    let status = fs::read_to_string("/proc/self/status")?;
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    Ok(effective.is_some_and(|effective| effective & CAP_FOWNER != 0))
 }
 
 #[derive(Debug)]
@@ -415,11 +488,7 @@ impl File for RealFile {
     }
 
     fn lock(&self) -> io::Result<()> {
-        // SAFETY: a plain call on an open descriptor.
-        uninterrupted(|| unsafe {
-            libc::flock(self.0.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB)
-        })?;
-        Ok(())
+        flock(&self.0, libc::LOCK_EX | libc::LOCK_NB)
     }
 
     #[cfg(target_os = "linux")]
@@ -467,18 +536,20 @@ impl File for RealFile {
     }
 }
 
-#[cfg(target_os = "linux")]
-#[allow(clippy::unnecessary_wraps, reason = "elsewhere it fails")]
-fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
-    Ok(if direct { libc::O_DIRECT } else { 0 })
-}
-
-#[cfg(not(target_os = "linux"))]
-fn direct_flag(direct: bool) -> io::Result<libc::c_int> {
-    if direct {
-        Err(io::ErrorKind::Unsupported.into())
-    } else {
-        Ok(0)
+/// Locks what belongs to an open descriptor. `Unsupported` where the file system has no locks, or none
+/// for directories: network file systems answer in these ways.
+fn flock(file: &fs::File, operation: libc::c_int) -> io::Result<()> {
+    // SAFETY: a plain call on an open descriptor.
+    match uninterrupted(|| unsafe { libc::flock(file.as_raw_fd(), operation) }) {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOLCK | libc::ENOSYS | libc::ENOTSUP | libc::EINVAL | libc::EBADF)
+            ) =>
+        {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        other => other.map(drop),
     }
 }
 
@@ -548,5 +619,8 @@ fn metadata_of(stat: &libc::stat) -> Metadata {
         links: stat.st_nlink as u64,
         device: stat.st_dev as u64,
         inode: stat.st_ino as u64,
+        modified_ns: (stat.st_mtime as i64)
+            .saturating_mul(1_000_000_000)
+            .saturating_add(stat.st_mtime_nsec as i64),
     }
 }

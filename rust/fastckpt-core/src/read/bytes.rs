@@ -29,6 +29,7 @@ impl File for MemoryFile {
             links: 0,
             device: 0,
             inode: 0,
+            modified_ns: 0,
         })
     }
 

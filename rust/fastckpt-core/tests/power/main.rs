@@ -204,7 +204,7 @@ fn a_writer_that_discards_before_what_others_did_is_durable_is_found_out() {
 }
 
 /// Looking around and cleaning up: the save does not need it.
-const MAY_FAIL_UNSEEN: [&str; 10] = [
+const MAY_FAIL_UNSEEN: [&str; 14] = [
     "names",
     "is_local",
     "open",
@@ -212,9 +212,13 @@ const MAY_FAIL_UNSEEN: [&str; 10] = [
     "metadata",
     "read_at",
     "stat",
+    "inspect",
+    "inspect_at",
     "lock",
+    "lock_shared",
     "sync_directory",
     "unlink",
+    "unlock",
 ];
 
 fn assert_failures_are_harmless(failures: &Failures) {
@@ -233,7 +237,7 @@ fn a_file_whose_saving_fails_anywhere_is_the_old_one_or_the_new_one() {
     assert_failures_are_harmless(&failures);
     assert_eq!(
         failures.ignored.iter().copied().collect::<Vec<_>>(),
-        ["is_local", "names"]
+        ["is_local", "lock_shared", "names", "unlock"]
     );
 }
 

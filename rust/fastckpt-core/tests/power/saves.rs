@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fastckpt_core::commit::Commit;
+use fastckpt_core::commit::{Commit, Judged};
 use fastckpt_core::files::Files;
 use fastckpt_core::job::Unobserved;
 use fastckpt_core::write::WriteOptions;
@@ -174,12 +174,11 @@ impl StepSave {
                 Err(Unseen::System(error)) => return Err(refused(error)),
             };
             if replaced != self.save_id {
-                let kept = files::kept_name(replaced, name);
                 let commit = match self.writer {
                     Writer::KeepsUnsynced => &mut careless,
                     _ => &mut *commit,
                 };
-                commit.keep(&files::path(name), kept.as_ref())?;
+                commit.keep(&files::path(name), replaced)?;
             }
         }
         if self.writer == Writer::KeepsUnsynced {
@@ -209,21 +208,23 @@ impl StepSave {
             .kept_names(|_any| true)
             .into_iter()
             .filter(is_unreplaced)
-            .map(Into::into)
             .collect();
+        let names = judged(live, &names);
         let _left = commit.discard(Path::new(DIRECTORY), &names, true, &mut Unobserved);
     }
 
     /// Removes the second names that nobody needs any more. The save is whole without that: where the
     /// system refuses, the next save tries again.
     fn release(&self, live: &Live<'_>, commit: &mut Commit) {
+        let before = judged(live, &live.names().unwrap_or_default());
         let superseded = if self.writer == Writer::DiscardsUnseen {
             Survey::of(live, self.step).map(|survey| survey.kept_names(|kept| kept != self.save_id))
         } else {
             Survey::superseded(live, self.step)
         };
-        let names = superseded.unwrap_or_default().into_iter();
-        let names: Vec<_> = names.map(Into::into).collect();
+        let superseded = superseded.unwrap_or_default();
+        let is_superseded = |one: &Judged| superseded.iter().any(|name| *one.name == **name);
+        let names: Vec<_> = before.into_iter().filter(is_superseded).collect();
         let mut careless = Commit::new(Arc::clone(&live.files), false);
         let commit = match self.writer {
             Writer::DiscardsUnsynced => &mut careless,
@@ -231,6 +232,21 @@ impl StepSave {
         };
         let _left = commit.discard(Path::new(DIRECTORY), &names, true, &mut Unobserved);
     }
+}
+
+/// What stands for these hidden names now.
+fn judged(live: &Live<'_>, names: &[String]) -> Vec<Judged> {
+    let hidden = names.iter().filter(|name| name.starts_with('.'));
+    hidden
+        .filter_map(|name| {
+            let found = live.files.inspect(&files::path(name)).ok().flatten()?;
+            Some(Judged {
+                name: name.into(),
+                device: found.device,
+                inode: found.inode,
+            })
+        })
+        .collect()
 }
 
 /// Saves one file, as `fastckpt.save` does.

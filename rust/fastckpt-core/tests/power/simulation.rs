@@ -43,7 +43,7 @@ fn listing(files: &[(&str, &[u8])]) -> Vec<(String, Vec<u8>)> {
 }
 
 fn create(directory: &dyn Directory, name: &str, bytes: &[u8]) -> Arc<dyn File> {
-    let file = directory.create(OsStr::new(name), 0o644, false).unwrap();
+    let file = directory.create(OsStr::new(name), 0o644).unwrap();
     assert_eq!(file.write_at(bytes, 0).unwrap(), bytes.len());
     file
 }

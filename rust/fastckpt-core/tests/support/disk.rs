@@ -7,7 +7,7 @@
 )]
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -163,6 +163,7 @@ impl File for Disk {
             links: 1,
             device: 0,
             inode: 0,
+            modified_ns: 0,
         })
     }
 
@@ -253,7 +254,7 @@ impl Files for Disk {
         unimplemented!("reading only")
     }
 
-    fn read_link(&self, _path: &Path) -> io::Result<PathBuf> {
+    fn random_number(&self) -> io::Result<u64> {
         unimplemented!("reading only")
     }
 }

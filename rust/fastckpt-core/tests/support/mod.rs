@@ -7,6 +7,7 @@
 )]
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -63,8 +64,11 @@ pub enum Free {
     Nbytes(u64),
 }
 
+/// Is told the name of the operation and that of the file.
+pub type Meanwhile = Box<dyn Fn(&'static str, &OsStr) + Send + Sync>;
+
 /// What happens to the operations: each is logged, and the chosen one fails.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Script {
     /// Number of the operation to fail (from 0), and with which errno.
     pub fail: Option<(usize, i32)>,
@@ -74,10 +78,23 @@ pub struct Script {
     pub short_writes: Option<usize>,
     /// What the directories say is free.
     pub free: Free,
+    /// What this system lacks: these operations are answered by `Unsupported`.
+    pub missing: &'static [&'static str],
+    /// The random numbers that are drawn, in turns; real ones without any.
+    pub numbers: &'static [u64],
+    /// What others do right after a file was created, or opened by its name in a directory.
+    pub meanwhile: Option<Meanwhile>,
     /// How long an fsync of a file takes.
     pub slow_sync: std::time::Duration,
     pub log: Mutex<Vec<&'static str>>,
     pub interrupted: AtomicUsize,
+    pub drawn: AtomicUsize,
+}
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Script").finish_non_exhaustive()
+    }
 }
 
 impl Script {
@@ -85,12 +102,21 @@ impl Script {
         let mut log = self.log.lock().unwrap();
         let number = log.len();
         log.push(name);
+        if self.missing.contains(&name) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         match (self.fail, self.fail_named) {
             (Some((n, errno)), _) if n == number => Err(io::Error::from_raw_os_error(errno)),
             (_, Some((failing, errno))) if failing == name => {
                 Err(io::Error::from_raw_os_error(errno))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn meanwhile(&self, operation: &'static str, name: &OsStr) {
+        if let Some(meanwhile) = &self.meanwhile {
+            meanwhile(operation, name);
         }
     }
 
@@ -144,27 +170,28 @@ impl Files for ScriptedFiles {
         self.0.step("names")?;
         RealFiles.names(directory)
     }
-    fn read_link(&self, path: &Path) -> io::Result<PathBuf> {
-        self.0.step("read_link")?;
-        RealFiles.read_link(path)
+    fn random_number(&self) -> io::Result<u64> {
+        self.0.step("random_number")?;
+        let numbers = self.0.numbers;
+        if numbers.is_empty() {
+            return RealFiles.random_number();
+        }
+        Ok(numbers[self.0.drawn.fetch_add(1, Ordering::Relaxed) % numbers.len()])
     }
 }
 
 impl Directory for ScriptedDirectory {
-    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
-        self.1
-            .step(if direct { "create_direct" } else { "create" })?;
-        Ok(Arc::new(ScriptedFile(
-            self.0.create(name, mode, direct)?,
-            Arc::clone(&self.1),
-        )))
+    fn create(&self, name: &OsStr, mode: u32) -> io::Result<Arc<dyn File>> {
+        self.1.step("create")?;
+        let file = self.0.create(name, mode)?;
+        self.1.meanwhile("create", name);
+        Ok(Arc::new(ScriptedFile(file, Arc::clone(&self.1))))
     }
     fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>> {
         self.1.step("open_at")?;
-        Ok(Arc::new(ScriptedFile(
-            self.0.open(name)?,
-            Arc::clone(&self.1),
-        )))
+        let file = self.0.open(name)?;
+        self.1.meanwhile("open_at", name);
+        Ok(Arc::new(ScriptedFile(file, Arc::clone(&self.1))))
     }
     fn inspect(&self, name: &OsStr) -> io::Result<Option<Metadata>> {
         self.1.step("inspect")?;
@@ -173,6 +200,18 @@ impl Directory for ScriptedDirectory {
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         self.1.step("rename")?;
         self.0.rename(from, to)
+    }
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.1.step("rename_new")?;
+        self.0.rename_new(from, to)
+    }
+    fn symlink(&self, target: &Path, name: &OsStr) -> io::Result<()> {
+        self.1.step("symlink")?;
+        self.0.symlink(target, name)
+    }
+    fn read_link(&self, name: &OsStr) -> io::Result<PathBuf> {
+        self.1.step("read_link")?;
+        self.0.read_link(name)
     }
     fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         self.1.step("link")?;
@@ -193,6 +232,18 @@ impl Directory for ScriptedDirectory {
     fn is_local(&self) -> io::Result<bool> {
         self.1.step("is_local")?;
         self.0.is_local()
+    }
+    fn protects(&self, file: &Metadata) -> io::Result<bool> {
+        self.1.step("protects")?;
+        self.0.protects(file)
+    }
+    fn lock_shared(&self) -> io::Result<()> {
+        self.1.step("lock_shared")?;
+        self.0.lock_shared()
+    }
+    fn unlock(&self) -> io::Result<()> {
+        self.1.step("unlock")?;
+        self.0.unlock()
     }
     fn sync(&self) -> io::Result<()> {
         self.1.step("sync_directory")?;

@@ -108,6 +108,7 @@ impl Contents {
                 links: 1,
                 device: 1,
                 inode: 0,
+                modified_ns: 0,
             }),
         }
     }
@@ -124,6 +125,7 @@ impl Contents {
             links: names.filter(|node| **node == Node::File(inode)).count() as u64,
             device: 1,
             inode: inode as u64 + 1,
+            modified_ns: 0,
         }
     }
 

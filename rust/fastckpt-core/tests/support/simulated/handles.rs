@@ -12,10 +12,13 @@ use fastckpt_core::mapping::Mapping;
 
 use super::contents::{Contents, Stored};
 use super::record::{Change, DirectoryId, Inode, Node};
-use super::{EINVAL, EPERM, SimulatedDisk, errno};
+use super::{EEXIST, EINVAL, EPERM, SimulatedDisk, errno};
 
 /// What the file system says is free: more than any test writes.
 const FREE_NBYTES: u64 = 1 << 40;
+
+/// More than there are temporary files at a time.
+const DIFFERENT_NUMBERS: u64 = 24;
 
 /// A process's way in.
 #[derive(Debug)]
@@ -96,8 +99,11 @@ impl Files for Process {
         })
     }
 
-    fn read_link(&self, _path: &Path) -> io::Result<PathBuf> {
-        errno(EINVAL)
+    fn random_number(&self) -> io::Result<u64> {
+        // All actors have one pid, as in containers. That they draw the same few numbers is worse luck than
+        // anybody has: names are used again as soon as they are free.
+        let drawn = self.disk.0.next_handle.fetch_add(1, Ordering::Relaxed);
+        Ok(drawn % DIFFERENT_NUMBERS)
     }
 }
 
@@ -123,10 +129,9 @@ impl OpenDirectory {
 }
 
 impl Directory for OpenDirectory {
-    fn create(&self, name: &OsStr, mode: u32, direct: bool) -> io::Result<Arc<dyn File>> {
+    fn create(&self, name: &OsStr, mode: u32) -> io::Result<Arc<dyn File>> {
         let Process { disk, actor } = &self.process;
-        let operation = if direct { "create_direct" } else { "create" };
-        let inode = disk.operate(*actor, operation, None, |live| {
+        let inode = disk.operate(*actor, "create", None, |live| {
             let inode = live.files.len();
             let change = live.add(self.id, name, Node::File(inode))?;
             live.files.push(Stored {
@@ -136,7 +141,7 @@ impl Directory for OpenDirectory {
             });
             Ok((inode, Some(change)))
         })?;
-        Ok(self.process.handle(inode, direct))
+        Ok(self.process.handle(inode, false))
     }
 
     fn open(&self, name: &OsStr) -> io::Result<Arc<dyn File>> {
@@ -164,6 +169,32 @@ impl Directory for OpenDirectory {
                 node,
             })
         })
+    }
+
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        self.change("rename_new", |live| {
+            let node = Node::File(live.file(self.id, from)?);
+            let names = &mut live.directories[self.id];
+            if names.contains_key(to) {
+                return errno(EEXIST);
+            }
+            names.remove(from);
+            names.insert(to.into(), node);
+            Ok(Change::Rename {
+                directory: self.id,
+                from: from.into(),
+                to: to.into(),
+                node,
+            })
+        })
+    }
+
+    fn symlink(&self, _target: &Path, _name: &OsStr) -> io::Result<()> {
+        errno(EPERM)
+    }
+
+    fn read_link(&self, _name: &OsStr) -> io::Result<PathBuf> {
+        errno(EINVAL)
     }
 
     fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
@@ -195,6 +226,14 @@ impl Directory for OpenDirectory {
 
     fn is_local(&self) -> io::Result<bool> {
         self.process.look("is_local", |_live| Ok(true))
+    }
+
+    fn lock_shared(&self) -> io::Result<()> {
+        self.process.look("lock_shared", |_live| Ok(()))
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.process.look("unlock", |_live| Ok(()))
     }
 
     fn sync(&self) -> io::Result<()> {
