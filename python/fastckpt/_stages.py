@@ -31,56 +31,132 @@ def is_of_this_machine(name: str) -> bool:
     return name.startswith(f"{_PREFIX}{_machine()}-")
 
 
-def make_stage(directory: str) -> tuple[str, int]:
-    """Make a stage; return its path, and the descriptor that holds its lock until it is closed."""
+class Stage:
+    """A stage that is locked by this process, which made it or found its owner dead.
+
+    Both it and the directory that it is in are held open, so that what is removed is this one, whatever the
+    path leads to by then.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: str, parent: int, fd: int) -> None:
+        self.path = path
+        self._parent = parent
+        self._fd = fd
+
+    def remove(self) -> None:
+        """Remove it with all that is in it; what somebody else has removed is no error.
+
+        Raises:
+            OSError: Something in it could not be removed; the rest of it may be gone.
+        """
+        try:
+            with os.scandir(self._fd) as entries:
+                found = list(entries)
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(f"/proc/self/fd/{self._fd}/{entry.name}")
+                else:
+                    os.unlink(entry.name, dir_fd=self._fd)
+            if self.is_there():
+                os.rmdir(os.path.basename(self.path), dir_fd=self._parent)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            error.filename = self.path
+            raise
+
+    def is_there(self) -> bool:
+        """Whether its name still leads to it."""
+        name = os.path.basename(self.path)
+        try:
+            found = os.stat(name, dir_fd=self._parent, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(found, os.fstat(self._fd))
+
+    def close(self) -> None:
+        """Give up the lock."""
+        for fd in (self._fd, self._parent):
+            # Nothing was written to them, so nothing is lost with what close may say.
+            with suppress(OSError):
+                os.close(fd)
+
+
+def make_stage(directory: str) -> Stage:
+    """Make a stage, locked until it is closed."""
     while True:
         path = tempfile.mkdtemp(prefix=f"{_PREFIX}{_machine()}-", dir=directory)
         # Until it is locked, somebody who looks for stale ones may take this for one.
-        with suppress(FileNotFoundError):
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.path.exists(path):
-                return path, fd
-            os.close(fd)
+        stage = _open_locked(path, needs_lock=False)
+        if stage is not None:
+            return stage
 
 
 @contextmanager
-def claimed(path: str) -> Iterator[bool]:
-    """Lock a stage whose owner is dead while the block runs; yields whether it is one.
+def claimed(path: str) -> Iterator[Stage | None]:
+    """Lock a stage whose owner is dead while the block runs.
 
-    It is not where its owner lives, or cannot be told: the stage may not be opened, or not be locked.
+    Yields:
+        The stage; None where its owner lives, or that cannot be told: it may not be opened, or not be locked.
     """
-    fd = None
+    stage = None
     with suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        stage = _open_locked(path, needs_lock=True)
     try:
-        yield fd is not None and _can_lock(fd)
+        yield stage
     finally:
-        if fd is not None:
-            os.close(fd)
+        if stage is not None:
+            stage.close()
 
 
-def _can_lock(fd: int) -> bool:
+def _open_locked(path: str, *, needs_lock: bool) -> Stage | None:
+    """Open a stage and lock it, without waiting; None where somebody else has it, or has removed it.
+
+    Args:
+        path: Where it is.
+        needs_lock: Whether one that cannot be locked, on a network file system say, is an error.
+
+    Raises:
+        OSError: It cannot be opened, or not be locked.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    parent = os.open(os.path.dirname(path) or os.curdir, flags)
+    name = os.path.basename(path)
+    try:
+        fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
+    except OSError as error:
+        os.close(parent)
+        if isinstance(error, FileNotFoundError):
+            return None
+        raise
+    stage = Stage(path, parent, fd)
+    try:
+        if not _lock(fd, needs_lock=needs_lock) or not stage.is_there():
+            stage.close()
+            return None
+    except BaseException:
+        stage.close()
+        raise
+    return stage
+
+
+def _lock(fd: int, *, needs_lock: bool) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError:
+        if needs_lock:
+            raise
     return True
 
 
 def files_in(path: str) -> list[str]:
     """Return the paths of the files in a stage, sorted; none for what cannot be listed."""
     return sorted(os.path.join(at, name) for at, _, names in os.walk(path) for name in names)
-
-
-def remove_stage(path: str) -> None:
-    """Remove a stage that is claimed; what somebody else has removed is no error.
-
-    Raises:
-        OSError: Something in it could not be removed; the rest of it may be gone.
-    """
-    with suppress(FileNotFoundError):
-        shutil.rmtree(path)
 
 
 def _machine() -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import replace
 
 from fastckpt import _native
-from fastckpt._contents.identity import identity
+from fastckpt._contents.identity import Identity, identity
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.durable import make_durable
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.manager_files import survey_manager
 from fastckpt.errors import IncompleteCheckpointError
 
@@ -55,6 +55,8 @@ class _ItemCopy:
         self._pieces = item.pieces()
         self._identities = _identities(self._pieces)
         self._done: dict[str, CopiedFile] = {}
+        # What stands at the destination for each of these: what was found there, or was published.
+        self._files: dict[str, Identity] = {}
         self._published: list[str] = []
 
     def run(self) -> CopiedCheckpoint | None:
@@ -65,9 +67,12 @@ class _ItemCopy:
             words = f"the destination has files of this step that the source has not: {names}"
             return self._result(Outcome.CONFLICT, words)
         for piece in self._pieces:
+            before = identity(self._copier.target(piece))
             found = self._copier.compare(piece)
             if found is not None:
                 self._done[piece.name] = found
+            if found is not None and before is not None:
+                self._files[piece.name] = before
         if any(file.outcome is Outcome.CONFLICT for file in self._done.values()):
             return self._result(Outcome.CONFLICT)
         # Whoever has put them there may not have come to sync them: cp never does.
@@ -94,11 +99,37 @@ class _ItemCopy:
             if piece is self._pieces[-1] and self._has_changed():
                 self._undo()
                 return None
+            if not self._publish(commit, piece):
+                return None
+        return self._result(Outcome.COPIED)
+
+    def _publish(self, commit: _native.Commit, piece: Piece) -> bool:
+        """Make a file visible; False where others have been at work there, so that it has to be looked at again."""
+        target = self._copier.target(piece)
+        others = [name for name in self._files if piece is self._pieces[-1]]
+        own = identity(commit.temporary_path(target))
+        try:
             # At once, so that what has been copied need not be copied again after a crash. It makes the
             # directory durable, too: the model comes after all that belongs to it.
-            commit.publish([copied.path])
-            self._published.append(copied.path)
-        return self._result(Outcome.COPIED)
+            commit.publish(
+                [target],
+                replace=False,
+                # The last one makes a checkpoint of them all: they have to be there still.
+                unchanged=[(self._path(name), self._files[name]) for name in others],
+            )
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                return False
+            raise
+        if own is not None:
+            self._files[piece.name] = own
+            self._published.append(piece.name)
+        return True
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._copier.to, name)
 
     def _has_changed(self) -> bool:
         """Whether the source is not what it was when its files were opened: another save, say."""
@@ -106,10 +137,18 @@ class _ItemCopy:
         return now != self._pieces or _identities(now) != self._identities
 
     def _undo(self) -> None:
-        """Remove what this attempt has published: without the last file it is no checkpoint."""
-        for path in self._published:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+        """Remove what this attempt has published: without the last file it is no checkpoint.
+
+        With it, somebody else has made one of them: then they stay. Under the directory's lock, since another
+        copy that comes to its last file looks whether the others are there.
+        """
+        held = HeldDirectory(self._copier.to)
+        with closing(held), held.locked() as is_locked:
+            if is_locked and held.look(self._pieces[-1].name) is None:
+                for name in self._published:
+                    there = held.look(name)
+                    if there is not None and there.name == self._files[name]:
+                        held.unlink(name)
         for name, file in self._done.items():
             if file.outcome is Outcome.COPIED:
                 self._done[name] = replace(file, outcome=Outcome.NOT_REACHED)
@@ -154,27 +193,41 @@ def link_best(best: str, item: CheckpointItem, to: str) -> CopiedFile | None:
     own = os.path.join(to, os.path.basename(item.path))
     target = os.path.join(to, BEST_NAME)
     file = CopiedFile(best, target, os.stat(own).st_size, Outcome.LINKED)
-    if os.path.lexists(target):
-        if os.path.samefile(own, target):
-            make_durable([target])
-            return file
-        if not _is_second_name(target, to):
-            return None
-    hidden = os.path.join(to, f".fastckpt-{os.getpid()}-{time.time_ns()}.tmp")
     try:
-        os.link(own, hidden)
+        # Fails where there is something already.
+        os.link(own, target)
+    except FileExistsError:
+        return file if _take_over(own, target, to) else None
     except OSError as error:
         if error.errno in _NO_LINKS:
             return None
         raise
-    os.replace(hidden, target)
     with _native.Commit() as commit:
         commit.sync_directory(to)
     return file
+
+
+def _take_over(own: str, target: str, to: str) -> bool:
+    """Make a name that is taken a second name of a checkpoint, if nothing is lost with it."""
+    if os.path.samefile(own, target):
+        make_durable([target])
+        return True
+    held = HeldDirectory(to)
+    with closing(held), held.locked() as is_locked, _native.Commit(sync=False) as commit:
+        if not is_locked or not _is_second_name(target, to):
+            return False
+        if not commit.link(own, BEST_NAME):
+            return False
+    with _native.Commit() as commit:
+        commit.sync_directory(to)
+    return True
 
 
 def _is_second_name(path: str, directory: str) -> bool:
     """Whether a checkpoint of the directory is the same file, so that nothing is lost with this name."""
     checkpoints, _ = survey_manager(directory)
     names = [files.name for files in checkpoints if files.name is not None]
-    return any(os.path.samefile(path, os.path.join(directory, name)) for name in names)
+    found = identity(path)
+    return found is not None and any(
+        identity(os.path.join(directory, name)) == found for name in names
+    )

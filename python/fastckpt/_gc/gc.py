@@ -10,17 +10,19 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 
 from fastckpt import _native
-from fastckpt._stages import claimed, files_in, remove_stage
+from fastckpt._stages import claimed, files_in
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import divide_temporaries
 from fastckpt._steps.manager_files import group_by_checkpoint
-from fastckpt._steps.removal import Removal
+from fastckpt._steps.removal import Removal, discard_kept
 from fastckpt._steps.replaced import superseded_names
 from fastckpt._steps.survey import Directory, StepFiles, walk_directories
 from fastckpt.errors import CheckpointError
 
-from .judging import RankFilesJudge, StepJudge, is_model
+from .judging import Judgement, RankFilesJudge, StepJudge
 from .report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
 
 __all__ = [
@@ -114,15 +116,21 @@ class _Collection:
 
     def clean(self, directory: Directory) -> None:
         """Find and remove the garbage of one directory, those below it left out."""
-        if directory.leftovers:
-            self._remove_temporary(directory)
-        for files in directory.steps:
-            if files.kept:
-                self._remove_replaced(directory.path, files)
-        for name in directory.stages:
-            self._remove_stage(os.path.join(directory.path, name))
-        self._look_at_steps(directory)
-        self._look_at_files_of_ranks(directory)
+        try:
+            held = HeldDirectory(directory.path)
+        except OSError as error:
+            self.fail(error, directory.path)
+            return
+        with closing(held):
+            if directory.leftovers:
+                self._remove_temporary(directory)
+            for files in directory.steps:
+                if files.kept:
+                    self._remove_replaced(held, files)
+            for name in directory.stages:
+                self._remove_stage(os.path.join(directory.path, name))
+            self._look_at_steps(held, directory)
+            self._look_at_files_of_ranks(held, directory)
 
     # Temporary files.
 
@@ -159,8 +167,8 @@ class _Collection:
     # Directories of exports.
 
     def _remove_stage(self, path: str) -> None:
-        with claimed(path) as is_stale:
-            if not is_stale:
+        with claimed(path) as stage:
+            if stage is None:
                 if os.path.lexists(path):
                     self._live.append(path)
                 return
@@ -169,7 +177,7 @@ class _Collection:
             error_text = None
             if not self._dry_run:
                 try:
-                    remove_stage(path)
+                    stage.remove()
                 except OSError as error:
                     error_text = self.fail(error, path)
         for file in files:
@@ -180,9 +188,10 @@ class _Collection:
 
     # Second names.
 
-    def _remove_replaced(self, directory: str, files: StepFiles) -> None:
+    def _remove_replaced(self, held: HeldDirectory, files: StepFiles) -> None:
+        directory = held.path
         try:
-            names = superseded_names(directory, files)
+            superseded = superseded_names(directory, files)
         except CheckpointError:
             # No save of the step is whole: what is left of it is looked at as a whole.
             return
@@ -190,15 +199,12 @@ class _Collection:
             if not isinstance(error, FileNotFoundError):
                 self.fail(error, directory)
             return
-        for name in names:
-            path = os.path.join(directory, name)
+        for judged in superseded:
+            path = os.path.join(directory, judged[0])
             nbytes, error_text = self._space.look(path), None
             if not self._dry_run:
                 try:
-                    # Fsyncs the directory first: the names that replaced this one may be those of
-                    # other ranks, which have not come to their fsync yet.
-                    with _native.Commit() as commit:
-                        commit.discard(directory, [name])
+                    error_text = discard_kept(held, judged)
                 except OSError as error:
                     error_text = self.fail(error, path)
             removed = error_text is None and not self._dry_run
@@ -207,8 +213,8 @@ class _Collection:
 
     # Steps that are not whole.
 
-    def _look_at_steps(self, directory: Directory) -> None:
-        judge = StepJudge(directory)
+    def _look_at_steps(self, held: HeldDirectory, directory: Directory) -> None:
+        judge = StepJudge(held)
         for files in sorted(directory.steps, key=lambda files: files.step, reverse=True):
             try:
                 judge.look(files)
@@ -216,9 +222,9 @@ class _Collection:
                 self.fail(error, directory.path)
         self._list_or_remove(directory, judge.unfinished[::-1])
 
-    def _look_at_files_of_ranks(self, directory: Directory) -> None:
+    def _look_at_files_of_ranks(self, held: HeldDirectory, directory: Directory) -> None:
         checkpoints = group_by_checkpoint(directory.others)
-        judge = RankFilesJudge(directory.path, checkpoints)
+        judge = RankFilesJudge(held, checkpoints)
         unfinished = []
         for files in checkpoints:
             if files.name is not None:
@@ -229,23 +235,20 @@ class _Collection:
                 self.fail(error, directory.path)
         self._list_or_remove(directory, unfinished)
 
-    def _list_or_remove(self, directory: Directory, unfinished: Sequence[UnfinishedStep]) -> None:
+    def _list_or_remove(self, directory: Directory, unfinished: Sequence[Judgement]) -> None:
         is_used = any(os.path.dirname(path) == directory.path for path in self._live)
-        for step in unfinished:
+        for judgement in unfinished:
+            step = judgement.step
             removable = step.state is StepState.ABANDONED and not is_used
-            if not (removable and self._incomplete):
-                self._steps.append(step)
-                continue
-            self._steps.append(dataclasses.replace(step, removed=self._remove_step(step)))
+            if removable and self._incomplete:
+                step = dataclasses.replace(step, removed=self._remove_step(judgement))
+            self._steps.append(step)
 
-    def _remove_step(self, step: UnfinishedStep) -> bool:
+    def _remove_step(self, judgement: Judgement) -> bool:
         """Remove the files of a step, or list them; tell whether all are gone."""
+        step = judgement.step
         sizes = {path: self._space.look(path) for path in step.files}
-        errors = {}
-        if not self._dry_run:
-            models = [path for path in step.files if is_model(path)]
-            others = [path for path in step.files if not is_model(path)]
-            errors = self._removal.unlink_in_order(step.directory, models, others, what="model")
+        errors = {} if self._dry_run else self._removal.remove(judgement.going)
         for path, nbytes in sizes.items():
             error_text = errors.get(path)
             removed = error_text is None and not self._dry_run

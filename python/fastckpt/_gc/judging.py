@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from fastckpt import _native
+from fastckpt._contents.identity import Standing
 from fastckpt._contents.outline import read_outline
 from fastckpt._steps.checkpoint_names import CheckpointName
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import is_left_behind, newest_change
-from fastckpt._steps.manager_files import ManagerFiles
-from fastckpt._steps.parts import own_name
+from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint
+from fastckpt._steps.removal import Going
 from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import Directory, StepFiles, parse_name
+from fastckpt._steps.survey import StepFiles, is_of_step, own_name, parse_name
 from fastckpt.errors import CheckpointError
 
 from .report import StepState, UnfinishedStep
 
 
-class StepJudge:
-    """Looks at the steps of a directory, the highest first, and keeps those that are not whole."""
+@dataclass(frozen=True)
+class Judgement:
+    """What is known of files that are no checkpoint, and what they were when that was found.
 
-    def __init__(self, directory: Directory) -> None:
-        self._directory = directory.path
+    Attributes:
+        step: What is known.
+        going: The files, for the case that they go.
+    """
+
+    step: UnfinishedStep
+    going: Going
+
+
+class StepJudge:
+    """Looks at the steps of a directory, the highest first, and keeps those that are not whole.
+
+    Args:
+        held: The directory.
+    """
+
+    def __init__(self, held: HeldDirectory) -> None:
+        self._held = held
+        self._directory = held.path
         # Of the whole steps so far: when the last file of each was written.
         self._whole: list[int] = []
-        self.unfinished: list[UnfinishedStep] = []
+        self.unfinished: list[Judgement] = []
 
     def look(self, files: StepFiles) -> None:
         """Judge one step; every step above it has been looked at.
@@ -33,13 +55,15 @@ class StepJudge:
         Raises:
             OSError: One of its files cannot be read.
         """
+        # Before it is judged: what is there later may be of another save.
+        judged = self._held.look_at([*files.names(), *files.kept_names()])
         try:
             save = read_save(self._directory, files.step, optimizer=True)
         except FileNotFoundError as error:
             # IncompleteCheckpointError is one too.
-            self._add(files, self._state(files), error)
+            self._add(files, judged, self._state(files), error)
         except CheckpointError as error:
-            self._add(files, StepState.DAMAGED, error)
+            self._add(files, judged, StepState.DAMAGED, error)
         else:
             self._whole.append(newest_change(save.paths()))
 
@@ -62,19 +86,33 @@ class StepJudge:
             return False
         return True
 
-    def _add(self, files: StepFiles, state: StepState, error: Exception) -> None:
+    def _add(
+        self,
+        files: StepFiles,
+        judged: Mapping[str, Standing],
+        state: StepState,
+        error: Exception,
+    ) -> None:
         paths = self._paths(files)
-        self.unfinished.append(
-            UnfinishedStep(
-                directory=self._directory,
-                step=files.step,
-                state=state,
-                reason=str(error),
-                loads_model=state is not StepState.DAMAGED and self._loads_model(files),
-                nbytes=sum(_size(path) for path in paths),
-                files=tuple(paths),
-            )
+        step = UnfinishedStep(
+            directory=self._directory,
+            step=files.step,
+            state=state,
+            reason=str(error),
+            loads_model=state is not StepState.DAMAGED and self._loads_model(files),
+            nbytes=sum(_size(path) for path in paths),
+            files=tuple(paths),
         )
+        names = [os.path.basename(path) for path in paths]
+        going = Going(
+            directory=self._held,
+            first=[name for name in names if is_model(name)],
+            rest=[name for name in names if not is_model(name)],
+            judged=judged,
+            belongs=partial(is_of_step, step=files.step),
+            what="model",
+        )
+        self.unfinished.append(Judgement(step, going))
 
     def _paths(self, files: StepFiles) -> list[str]:
         """Return the paths of a step's files, models first, and each manifest behind its meta.
@@ -91,22 +129,24 @@ class RankFilesJudge:
     """Looks at files of ranks whose checkpoint, that of rank 0, is not there.
 
     Args:
-        directory: Where they are.
+        held: Where they are.
         checkpoints: All checkpoints of a CheckpointManager there.
     """
 
-    def __init__(self, directory: str, checkpoints: Sequence[ManagerFiles]) -> None:
-        self._directory = directory
+    def __init__(self, held: HeldDirectory, checkpoints: Sequence[ManagerFiles]) -> None:
+        self._held = held
+        self._directory = held.path
         self._checkpoints = checkpoints
         # When each whole checkpoint was written; None for one that is not whole.
         self._written: dict[str, int | None] = {}
 
-    def look(self, files: ManagerFiles) -> UnfinishedStep:
+    def look(self, files: ManagerFiles) -> Judgement:
         """Judge the files of ranks of one step and epoch.
 
         Raises:
             OSError: One of them, or of the checkpoints of later steps, cannot be read.
         """
+        judged = self._held.look_at(files.rank_names())
         paths = [os.path.join(self._directory, name) for name in files.rank_names()]
         missing = os.path.join(self._directory, str(CheckpointName(files.step, files.epoch)))
         reason = f"{missing} is missing: rank 0 has not saved it, or it was deleted"
@@ -116,7 +156,7 @@ class RankFilesJudge:
                 state = StepState.ABANDONED if all(map(_bears_mark, paths)) else StepState.FOREIGN
             except CheckpointError as error:
                 state, reason = StepState.DAMAGED, str(error)
-        return UnfinishedStep(
+        step = UnfinishedStep(
             directory=self._directory,
             step=files.step,
             epoch=files.epoch,
@@ -126,6 +166,14 @@ class RankFilesJudge:
             nbytes=sum(map(_size, paths)),
             files=tuple(paths),
         )
+        going = Going(
+            directory=self._held,
+            first=(),
+            rest=files.rank_names(),
+            judged=judged,
+            belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
+        )
+        return Judgement(step, going)
 
     def _later(self, step: int) -> list[int]:
         """Return when the whole checkpoints of later steps were written."""
@@ -172,6 +220,11 @@ def is_model(path: str) -> bool:
     return _role(path) == "model"
 
 
+def is_visible(path: str) -> bool:
+    """Whether a file has its own name, and not one that it is kept under."""
+    return not os.path.basename(path).startswith(".")
+
+
 def _role(path: str) -> str | None:
     named = parse_name(own_name(os.path.basename(path)))
     return None if named is None else named.role
@@ -179,6 +232,7 @@ def _role(path: str) -> str | None:
 
 def _size(path: str) -> int:
     try:
-        return os.lstat(path).st_size
+        # A kept name may be a link to the file, which goes with it.
+        return (os.lstat(path) if is_visible(path) else os.stat(path)).st_size
     except OSError:
         return 0

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from fastckpt._contents.identity import Identity, identity
+from fastckpt._contents.identity import Identity, Standing
 from fastckpt._contents.outline import read_outline
-from fastckpt._steps.manager_files import ManagerFiles, survey_manager
+from fastckpt._steps.held import HeldDirectory
+from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, survey_manager
 from fastckpt._steps.saves import StepSave, read_save
-from fastckpt._steps.survey import StepFiles, survey_steps
+from fastckpt._steps.survey import StepFiles, is_of_step, survey_steps
 from fastckpt.errors import CheckpointError
 
 Fail = Callable[[OSError, str], str]
@@ -47,7 +48,7 @@ class Candidate:
         metrics: Its numbers, by name.
         best_metric: What its file says of the best value so far.
         best_by: Which metric its file says to compare, and how.
-        identities: What the files of `first` were when they were looked at.
+        judged: What stood at the names of its files before they were looked at.
     """
 
     directory: str
@@ -62,7 +63,7 @@ class Candidate:
     metrics: dict[str, float] = field(default_factory=dict)
     best_metric: float | None = None
     best_by: Best = field(default=Best(None, None))
-    identities: list[Identity | None] = field(default_factory=list)
+    judged: dict[str, Standing] = field(default_factory=dict)
 
     @property
     def paths(self) -> list[str]:
@@ -74,13 +75,17 @@ class Candidate:
         """Its place among the others."""
         return (self.step, -1 if self.epoch is None else self.epoch)
 
-    def has_changed(self) -> bool:
-        """Whether a file of `first` is another one now, or not there any more.
+    @property
+    def first_files(self) -> list[Identity]:
+        """The files of `first`, as they were."""
+        found = [self.judged.get(os.path.basename(path)) for path in self.first]
+        return [there.file for there in found if there is not None and there.file is not None]
 
-        Raises:
-            OSError: That cannot be seen.
-        """
-        return [identity(path) for path in self.first] != self.identities
+    def belongs(self, name: str) -> bool:
+        """Whether a name is that of one of its files."""
+        if self.epoch is None:
+            return is_of_step(name, self.step)
+        return is_of_checkpoint(name, self.step, self.epoch)
 
 
 @dataclass
@@ -100,17 +105,17 @@ class Family:
     orphans: list[ManagerFiles] = field(default_factory=list)
 
 
-def find_families(directory: str, fail: Fail) -> list[Family]:
+def find_families(held: HeldDirectory, fail: Fail) -> list[Family]:
     """Look at all checkpoints of a directory.
 
     Args:
-        directory: The directory.
+        held: The directory.
         fail: Is told of what cannot be read; the rest goes on.
 
     Raises:
         OSError: The directory cannot be listed.
     """
-    families = [_nanochat(directory, fail), _manager(directory, fail)]
+    families = [_nanochat(held, fail), _manager(held, fail)]
     return [family for family in families if family.candidates or family.orphans]
 
 
@@ -128,12 +133,13 @@ def best_candidate(candidates: Iterable[Candidate], metric: str, mode: str) -> C
 # nanochat's steps.
 
 
-def _nanochat(directory: str, fail: Fail) -> Family:
-    steps = survey_steps(directory)
-    return Family("nanochat", [_step(directory, steps[step], fail) for step in sorted(steps)])
+def _nanochat(held: HeldDirectory, fail: Fail) -> Family:
+    steps = survey_steps(held.path)
+    return Family("nanochat", [_step(held, steps[step], fail) for step in sorted(steps)])
 
 
-def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
+def _step(held: HeldDirectory, files: StepFiles, fail: Fail) -> Candidate:
+    directory = held.path
     names = [name for name in files.names() if name != files.model]
     # A meta without its manifest is taken at its word, so the manifest goes last.
     names.sort(key=lambda name: name == files.manifest)
@@ -145,7 +151,7 @@ def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
         rest=[os.path.join(directory, name) for name in names],
     )
     try:
-        candidate.identities = [identity(path) for path in candidate.first]
+        candidate.judged = held.look_at([*files.names(), *files.kept_names()])
         save = read_save(directory, files.step, optimizer=True)
     except FileNotFoundError as error:
         # IncompleteCheckpointError is one too.
@@ -199,9 +205,10 @@ def numbers(document: Any) -> dict[str, float]:
 # A CheckpointManager's checkpoints.
 
 
-def _manager(directory: str, fail: Fail) -> Family:
+def _manager(held: HeldDirectory, fail: Fail) -> Family:
+    directory = held.path
     found, best = survey_manager(directory)
-    candidates = [_checkpoint(directory, files, fail) for files in found if files.name is not None]
+    candidates = [_checkpoint(held, files, fail) for files in found if files.name is not None]
     return Family(
         kind="manager",
         candidates=candidates,
@@ -210,7 +217,8 @@ def _manager(directory: str, fail: Fail) -> Family:
     )
 
 
-def _checkpoint(directory: str, files: ManagerFiles, fail: Fail) -> Candidate:
+def _checkpoint(held: HeldDirectory, files: ManagerFiles, fail: Fail) -> Candidate:
+    directory = held.path
     candidate = Candidate(
         directory=directory,
         step=files.step,
@@ -221,7 +229,7 @@ def _checkpoint(directory: str, files: ManagerFiles, fail: Fail) -> Candidate:
     candidate.loads = candidate.paths
     (path,) = candidate.first
     try:
-        candidate.identities = [identity(path)]
+        candidate.judged = held.look_at(files.names())
         root = read_root(path)
     except CheckpointError as error:
         candidate.problem, candidate.is_damaged = str(error), True

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from fastckpt._contents.identity import identity
-from fastckpt._steps.left_behind import divide_temporaries, is_left_behind, newest_change
-from fastckpt._steps.removal import Removal
+from fastckpt._contents.identity import Standing, identity
+from fastckpt._steps.held import HeldDirectory
+from fastckpt._steps.left_behind import divide_temporaries, is_left_behind
+from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint
+from fastckpt._steps.removal import Going, Removal
 from fastckpt._verify.report import FileReport, Status
 from fastckpt._verify.verify import verify
 from fastckpt.errors import CheckpointError
@@ -81,23 +84,31 @@ class Plan:
         expendable: Those that go.
         best: Those that are the best by one of the signs that there are.
         verified: The one that was found to be good.
+        relies_on: What its files were before they were read.
         blocked: Why nothing goes although something could.
-        leftovers: Files of ranks whose checkpoint is gone, and which every rank has gone past.
+        orphans: Files of ranks whose checkpoint is gone, and which every rank has gone past.
     """
 
     def __init__(
-        self, family: Family, options: Options, check: GoodCheck, removal: Removal
+        self,
+        family: Family,
+        held: HeldDirectory,
+        options: Options,
+        check: GoodCheck,
+        removal: Removal,
     ) -> None:
         self.family = family
+        self._held = held
         self.expendable: list[Candidate] = []
         self.best: list[Candidate] = []
         self.verified: Candidate | None = None
+        self.relies_on: dict[str, Standing] = {}
         self.blocked: str | None = None
         self._options = options
         self._check = check
         self._removal = removal
         self._decide()
-        self.leftovers = self._left_behind()
+        self.orphans = self._left_behind()
 
     @property
     def counted(self) -> list[Candidate]:
@@ -108,6 +119,25 @@ class Plan:
     def paths(self) -> list[str]:
         """All files that go, in the order of removal."""
         return [*(path for each in self.expendable for path in each.paths), *self.leftovers]
+
+    @property
+    def leftovers(self) -> list[str]:
+        """Paths of the files of ranks that go."""
+        return [
+            os.path.join(self._held.path, name) for going in self.orphans for name in going.rest
+        ]
+
+    def going(self, candidate: Candidate) -> Going:
+        """Return what has to be compared before a checkpoint goes."""
+        return Going(
+            directory=self._held,
+            first=[os.path.basename(path) for path in candidate.first],
+            rest=[os.path.basename(path) for path in candidate.rest],
+            judged=candidate.judged,
+            belongs=candidate.belongs,
+            relies_on=self.relies_on,
+            what="model" if self.family.kind == "nanochat" else "checkpoint",
+        )
 
     def _decide(self) -> None:
         while True:
@@ -135,8 +165,11 @@ class Plan:
     def _newest_good(self, staying: list[Candidate]) -> Candidate | None:
         """Return the newest that is good; a newer one that is damaged counts no more from here on."""
         for candidate in reversed(staying):
+            names = [os.path.basename(path) for path in candidate.loads]
+            before = self._held.look_at(names)
             status, words = self._check(candidate)
             if status is Status.GOOD:
+                self.relies_on = before
                 return candidate
             if status is not Status.UNCHECKED:
                 candidate.problem = words
@@ -146,26 +179,37 @@ class Plan:
                 return None
         return None
 
-    def _left_behind(self) -> list[str]:
+    def _left_behind(self) -> list[Going]:
         """Return the files of ranks that nobody will complete; none while a save is running here."""
         if not self.family.orphans or not self.counted:
             return []
-        directory = self.counted[-1].directory
-        paths = []
+        found = []
         try:
             for files in self.family.orphans:
                 later = [
                     each.changed_ns
                     for candidate in self.counted
-                    for each in candidate.identities
-                    if each is not None and candidate.step > files.step
+                    for each in candidate.first_files
+                    if candidate.step > files.step
                 ]
-                found = [os.path.join(directory, name) for name in files.rank_names()]
-                paths += found if is_left_behind(newest_change(found), later) else []
-            return [] if divide_temporaries(directory, os.listdir(directory))[0] else paths
+                judged = self._held.look_at(files.rank_names())
+                changed_ns = max((there.name.changed_ns for there in judged.values()), default=0)
+                if is_left_behind(changed_ns, later):
+                    found.append(self._orphans_going(files, judged))
+            names = self._held.names()
+            return [] if divide_temporaries(self._held.path, names)[0] else found
         except OSError as error:
-            self._removal.fail(error, directory)
+            self._removal.fail(error, self._held.path)
             return []
+
+    def _orphans_going(self, files: ManagerFiles, judged: dict[str, Standing]) -> Going:
+        return Going(
+            directory=self._held,
+            first=(),
+            rest=files.rank_names(),
+            judged=judged,
+            belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
+        )
 
 
 def _is_held(candidate: Candidate) -> bool:
@@ -194,7 +238,7 @@ def _best_of(family: Family, counted: list[Candidate], options: Options) -> list
 def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:
     """Return the checkpoints that a second name, or a copy, is of."""
     try:
-        linked = [each for each in counted if identity(path) in each.identities]
+        linked = [each for each in counted if identity(path) in each.first_files]
         if linked:
             return linked
         root = read_root(path)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 
 from fastckpt._steps.durable import make_durable
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.removal import Removal
 
 from .candidates import Candidate, Family, find_families
@@ -82,21 +84,32 @@ def prune(
     _check_arguments(keep, keep_every, mode, metric)
     directory = os.fspath(path)
     removal = Removal()
-    families: list[Family] = []
-    if os.path.isdir(directory):
-        try:
-            families = find_families(directory, removal.fail)
-        except OSError as error:
-            removal.fail(error, directory)
-    if metric is not None:
-        _require_metric(families, metric)
     options = Options(keep, keep_every, metric, mode or "min", dry_run, not verify)
     check = GoodCheck(quick=not verify, threads=threads, progress=progress)
-    plans = [Plan(family, options, check, removal) for family in families]
-    for going in [going for plan in plans for going in plan.paths]:
-        removal.space.look(going)
-    kept = {} if dry_run else _remove(plans, removal)
-    return _report(directory, plans, removal, kept, options)
+    if not os.path.isdir(directory):
+        return _report(directory, [], removal, {}, options)
+    try:
+        held = HeldDirectory(directory)
+    except OSError as error:
+        removal.fail(error, directory)
+        return _report(directory, [], removal, {}, options)
+    with closing(held):
+        plans = _plan(held, options, check, removal)
+        for going in [going for plan in plans for going in plan.paths]:
+            removal.space.look(going)
+        kept = {} if dry_run else _remove(plans, removal)
+        return _report(directory, plans, removal, kept, options)
+
+
+def _plan(held: HeldDirectory, options: Options, check: GoodCheck, removal: Removal) -> list[Plan]:
+    families: list[Family] = []
+    try:
+        families = find_families(held, removal.fail)
+    except OSError as error:
+        removal.fail(error, held.path)
+    if options.metric is not None:
+        _require_metric(families, options.metric)
+    return [Plan(family, held, options, check, removal) for family in families]
 
 
 def _check_arguments(
@@ -124,15 +137,13 @@ def _remove(plans: Iterable[Plan], removal: Removal) -> dict[str, str]:
     """Remove what is to go, the oldest first; return why what is still there could not be removed."""
     kept: dict[str, str] = {}
     for plan in plans:
-        what = "model" if plan.family.kind == "nanochat" else "checkpoint"
         unsure = _settle(plan, removal)
         for each in plan.expendable:
             kept.update(
-                dict.fromkeys(each.paths, unsure) if unsure else _remove_one(each, removal, what)
+                dict.fromkeys(each.paths, unsure) if unsure else removal.remove(plan.going(each))
             )
-        if plan.leftovers:
-            directory = os.path.dirname(plan.leftovers[0])
-            kept.update(removal.unlink_in_order(directory, (), plan.leftovers, what=what))
+        for going in plan.orphans:
+            kept.update(removal.remove(going))
     return kept
 
 
@@ -149,16 +160,6 @@ def _settle(plan: Plan, removal: Removal) -> str | None:
         words = removal.fail(error, plan.expendable[0].directory)
         return f"kept, since what stays may not be on the disk: {words}"
     return None
-
-
-def _remove_one(each: Candidate, removal: Removal, what: str) -> dict[str, str]:
-    try:
-        has_changed = each.has_changed()
-    except OSError as error:
-        return dict.fromkeys(each.paths, f"kept: {removal.fail(error, each.first[0])}")
-    if has_changed:
-        return dict.fromkeys(each.paths, "kept, since it was saved again meanwhile")
-    return removal.unlink_in_order(each.directory, each.first, each.rest, what=what)
 
 
 class _Reporter:

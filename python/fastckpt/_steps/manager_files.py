@@ -38,6 +38,12 @@ class ManagerFiles:
         return [*([] if self.name is None else [self.name]), *self.rank_names()]
 
 
+def is_of_checkpoint(name: str, step: int, epoch: int) -> bool:
+    """Whether a name is that of a checkpoint, or of a file of one of its ranks."""
+    parsed = parse_checkpoint_name(name)
+    return parsed is not None and (parsed.step, parsed.epoch) == (step, epoch)
+
+
 def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
     """List the checkpoints of one directory by step and epoch, and the name of the best, if it is there.
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from fastckpt._native import Commit
-from fastckpt._stages import claimed, is_of_this_machine, is_stage, make_stage, remove_stage
+from fastckpt._stages import claimed, is_of_this_machine, is_stage, make_stage
 from fastckpt.errors import CommitUnknownError
+
+# What answers where there are no hard links: other file systems, and those that have given a file as many as
+# they can.
+_NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 
 
 @contextmanager
@@ -23,12 +26,14 @@ def staging(directory: str) -> Iterator[str]:
     """
     directory = directory or os.curdir
     _remove_stale(directory)
-    path, lock = make_stage(directory)
+    stage = make_stage(directory)
     try:
-        yield path
+        yield stage.path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
-        os.close(lock)
+        # What cannot be removed now is collected later.
+        with suppress(OSError):
+            stage.remove()
+        stage.close()
 
 
 def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
@@ -51,19 +56,39 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
     mode = _default_mode(stage)
     for name in names:
         _make_durable(os.path.join(stage, name), mode)
-    published: list[str] = []
+    if len(names) == 1:
+        os.rename(os.path.join(stage, names[0]), paths[0])
+        _sync_directory(directory or os.curdir, paths[0], is_only=True)
+        return paths
+    published: list[tuple[str, os.stat_result]] = []
     try:
         for name, path in zip(names, paths, strict=True):
-            os.rename(os.path.join(stage, name), path)
-            published.append(path)
-            _sync_directory(directory or os.curdir, path, is_only=len(names) == 1)
+            own = os.stat(os.path.join(stage, name))
+            _rename_new(os.path.join(stage, name), path)
+            published.append((path, own))
+            _sync_directory(directory or os.curdir, path, is_only=False)
     except BaseException:
-        if len(names) > 1:
-            for path in published:
-                with suppress(OSError):
+        for path, own in published:
+            with suppress(OSError):
+                if os.path.samestat(own, os.lstat(path)):
                     os.unlink(path)
         raise
     return paths
+
+
+def _rename_new(source: str, path: str) -> None:
+    """Move a file to a place that must be free; the stage may keep a name of it."""
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        refuse_existing([path])
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # Without second names there is no such call: what comes between these two is replaced.
+        refuse_existing([path])
+        os.rename(source, path)
 
 
 def _sync_directory(directory: str, path: str, *, is_only: bool) -> None:
@@ -97,9 +122,9 @@ def _remove_stale(directory: str) -> None:
         if not (is_of_this_machine(name) and is_stage(directory, name)):
             continue
         path = os.path.join(directory, name)
-        with claimed(path) as is_stale, suppress(OSError):
-            if is_stale:
-                remove_stage(path)
+        with claimed(path) as stage, suppress(OSError):
+            if stage is not None:
+                stage.remove()
 
 
 def _default_mode(stage: str) -> int:

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastckpt._contents.identity import Standing, standing
 from fastckpt._contents.outline import read_outline
 from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 from fastckpt.errors import CheckpointError, FormatError
@@ -37,10 +38,6 @@ class Entry:
         return (self.name, self.timestamp) == (other.name, other.timestamp)
 
 
-# What tells whether a file was replaced since it was read.
-_Signature = tuple[int, int, int, int]
-
-
 class CheckpointDirectory:
     """The checkpoints of one directory.
 
@@ -57,7 +54,7 @@ class CheckpointDirectory:
         self.best_model: Entry | None = None
         self.rank_files: dict[CheckpointName, list[str]] = {}
         # None for what is no whole checkpoint: it is warned of once.
-        self._read: dict[str, tuple[_Signature, Entry | None]] = {}
+        self._read: dict[str, tuple[Standing, Entry | None]] = {}
 
     def refresh(self) -> None:
         """Look again; only what has changed is read.
@@ -66,7 +63,7 @@ class CheckpointDirectory:
             OSError: The directory cannot be listed, or a file in it cannot be read.
         """
         self.rank_files = {}
-        found: dict[str, tuple[_Signature, Entry | None]] = {}
+        found: dict[str, tuple[Standing, Entry | None]] = {}
         for file_name in self._list():
             name = parse_checkpoint_name(file_name)
             if name is not None and name.rank:
@@ -93,7 +90,14 @@ class CheckpointDirectory:
     def pass_over(self, entry: Entry) -> None:
         """Let a checkpoint count no more, since its tensors are damaged; until its file is another."""
         self.entries = [one for one in self.entries if one.path != entry.path]
-        self._read[str(entry.name)] = (_signature(os.stat(entry.path)), None)
+        there = standing(entry.path)
+        if there is not None:
+            self._read[str(entry.name)] = (there, None)
+
+    def judged(self, name: CheckpointName) -> Standing | None:
+        """Return what stood at the name of a checkpoint when it was looked at last; None if it was not."""
+        read = self._read.get(str(name))
+        return None if read is None else read[0]
 
     def checkpoint_names(self) -> list[CheckpointName]:
         """List the checkpoints by their file names, damaged ones among them, newest first."""
@@ -125,16 +129,17 @@ class CheckpointDirectory:
 
     def _look_at(
         self, file_name: str, name: CheckpointName | None
-    ) -> tuple[_Signature, Entry | None] | None:
+    ) -> tuple[Standing, Entry | None] | None:
         """Return what a file is; None if it is gone."""
         path = os.path.join(self.path, file_name)
         try:
-            status = os.stat(path)
-            signature = _signature(status)
+            there = standing(path)
+            if there is None or there.file is None:
+                return None
             known = self._read.get(file_name)
-            if known is not None and known[0] == signature:
+            if known is not None and known[0] == there:
                 return known
-            return signature, _read_entry(path, name, status)
+            return there, _read_entry(path, name)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -143,14 +148,10 @@ class CheckpointDirectory:
             raise
 
 
-def _signature(status: os.stat_result) -> _Signature:
-    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
-
-
-def _read_entry(path: str, name: CheckpointName | None, status: os.stat_result) -> Entry | None:
+def _read_entry(path: str, name: CheckpointName | None) -> Entry | None:
     """Read what a checkpoint says of itself; warn, and return None, where it is damaged."""
     try:
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(os.stat(path).st_mode):
             raise FormatError(f"{path} is not a regular file", path=path)
         root = read_outline(path).root
         check_is_managers(root, path)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 
 from fastckpt import _native
 from fastckpt._prune.retention import expendable_steps
 from fastckpt._steps.checkpoint_names import CheckpointName
+from fastckpt._steps.held import HeldDirectory
+from fastckpt._steps.manager_files import is_of_checkpoint
+from fastckpt._steps.removal import Going, Removal
 from fastckpt.errors import ChecksumError
 
 from .config import CheckpointConfig
 from .directory import CheckpointDirectory
 from .log import logger
+
+_NOT_DELETED = "An old checkpoint could not be deleted, and is tried again later: %s"
 
 
 def expendable(
@@ -105,10 +111,11 @@ def _drop_from_page_cache(path: str) -> None:
 def remove(
     directory: CheckpointDirectory, names: Sequence[CheckpointName], *, saved: CheckpointName
 ) -> None:
-    """Delete checkpoints, then the files of other ranks that belong to none any more.
+    """Delete checkpoints with the files of other ranks, and those that belong to no checkpoint any more.
 
-    What cannot be deleted is warned of, and tried again by the next save. A crash in between leaves
-    files of ranks whose checkpoint is gone, which the next rotation removes.
+    What cannot be deleted is warned of, and tried again by the next save; so is what is not the file any
+    more that was looked at. A crash in between leaves files of ranks whose checkpoint is gone, which the
+    next rotation removes.
 
     Args:
         directory: Where they are.
@@ -116,36 +123,47 @@ def remove(
         saved: The checkpoint that was just saved. Beyond it another rank may only be ahead, even where
             checkpoints of later steps are left from another run.
     """
-    removed = {name for name in names if _unlink(directory.path, str(name))}
     orphans = [
-        file_name
-        for name, file_names in sorted(directory.rank_files.items())
-        if name in removed or (name < saved and not os.path.lexists(directory.path_of(name)))
-        for file_name in file_names
+        name
+        for name in sorted(directory.rank_files)
+        if name not in names and name < saved and not os.path.lexists(directory.path_of(name))
     ]
-    if not orphans:
+    if not names and not orphans:
         return
     try:
-        # First the checkpoints: a power cut must not leave one that lacks what its ranks saved.
-        with _native.Commit() as commit:
-            commit.sync_directory(directory.path)
+        held = HeldDirectory(directory.path)
     except OSError as error:
-        logger.warning("The files of other ranks stay for now: %s", error)
+        logger.warning(_NOT_DELETED, error)
         return
-    for file_name in orphans:
-        _unlink(directory.path, file_name)
+    with closing(held):
+        for name in names:
+            _remove(held, directory, name, first=[str(name)])
+        for name in orphans:
+            _remove(held, directory, name, first=[])
 
 
-def _unlink(directory: str, file_name: str) -> bool:
-    path = os.path.join(directory, file_name)
+def _remove(
+    held: HeldDirectory, directory: CheckpointDirectory, name: CheckpointName, *, first: list[str]
+) -> None:
+    """Delete a checkpoint, then the files of its ranks once that is durable."""
+    ranks = directory.rank_files.get(name, [])
+    judged = directory.judged(name)
     try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        logger.warning(
-            "An old checkpoint could not be deleted, and is tried again later: %s", error
+        going = Going(
+            directory=held,
+            first=first,
+            rest=ranks,
+            judged={**held.look_at(ranks), **({} if judged is None else {str(name): judged})},
+            belongs=partial(is_of_checkpoint, step=name.step, epoch=name.epoch),
         )
-        return False
-    logger.info("Deleted %s", path)
-    return True
+    except OSError as error:
+        logger.warning(_NOT_DELETED, error)
+        return
+    # Where nothing else goes, a power cut that brings the checkpoint back brings back a whole one.
+    kept = Removal().remove(going, sync=False)
+    for file_name in [*first, *ranks]:
+        path = os.path.join(directory.path, file_name)
+        if path in kept:
+            logger.warning(_NOT_DELETED, f"{path}: {kept[path]}")
+        else:
+            logger.info("Deleted %s", path)

@@ -1,0 +1,109 @@
+"""A directory that is held open, and its lock. Imports no torch.
+
+What deletes checkpoints judges them first, which takes time: others save meanwhile. So it looks again right
+before it deletes, in the directory that it opened (whatever its path leads to by then), and under a lock that
+savers share while they give files their names: between the second look and the deletion nothing appears.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from fastckpt._contents.identity import Standing, standing
+
+# Savers hold the lock for some renames, which takes microseconds. Who deletes waits no longer than this, and
+# then deletes nothing.
+_PATIENCE_SECS = 1.0
+_INTERVAL_SECS = 0.002
+# What answers where the file system has no locks, or none for directories.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF})
+
+
+class HeldDirectory:
+    """An open directory; `contextlib.closing` closes it.
+
+    Attributes:
+        path: Where it was when it was opened.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            error.strerror = f"{error.strerror}, while opening the directory"
+            raise
+
+    def close(self) -> None:
+        """Let go of it."""
+        # Nothing was written to it, so nothing is lost with what close may say.
+        with suppress(OSError):
+            os.close(self._fd)
+
+    def names(self) -> list[str]:
+        """List the names in it, in no order."""
+        with self._described("listing the directory"):
+            return os.listdir(self._fd)
+
+    def look(self, name: str) -> Standing | None:
+        """Return what stands at a name in it."""
+        with self._described("looking at the file", name):
+            return standing(name, directory=self._fd)
+
+    def look_at(self, names: list[str]) -> dict[str, Standing]:
+        """Return what stands at each of these names; those at which nothing does are left out."""
+        found = {name: self.look(name) for name in names}
+        return {name: there for name, there in found.items() if there is not None}
+
+    def unlink(self, name: str) -> None:
+        """Remove a name."""
+        with self._described("deleting the file", name):
+            os.unlink(name, dir_fd=self._fd)
+
+    @contextmanager
+    def _described(self, doing: str, name: str = "") -> Iterator[None]:
+        """Let an error say what was being done, and to what: the calls know a descriptor only."""
+        try:
+            yield
+        except OSError as error:
+            error.strerror = f"{error.strerror}, while {doing}"
+            error.filename = os.path.join(self.path, name) if name else self.path
+            raise
+
+    @contextmanager
+    def locked(self) -> Iterator[bool]:
+        """Have the directory's lock alone while the block runs; yields False where it cannot be had.
+
+        True also where directories have no locks: what is done then is only as safe as a second look.
+        """
+        held = self._lock()
+        try:
+            yield held is not False
+        finally:
+            if held:
+                # Explicitly: a process that was forked meanwhile has the directory open too.
+                with suppress(OSError):
+                    fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+    def _lock(self) -> bool | None:
+        """Take the lock; None where there is none to take."""
+        end = time.monotonic() + _PATIENCE_SECS
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return None
+                if error.errno != errno.EWOULDBLOCK or time.monotonic() >= end:
+                    return False
+                time.sleep(_INTERVAL_SECS)
+            else:
+                return True
