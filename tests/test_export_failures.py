@@ -60,14 +60,14 @@ def test_an_error_while_shards_become_visible_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save({"a": torch.ones(10), "b": torch.ones(10)}, tmp_path / "c.pt")
-    real = os.rename
+    real = os.link
 
     def fail_at_the_index(source: str, target: str) -> None:
         if target.endswith(".json"):
             raise OSError(5, "Input/output error", target)
         real(source, target)
 
-    monkeypatch.setattr(os, "rename", fail_at_the_index)
+    monkeypatch.setattr(os, "link", fail_at_the_index)
     with pytest.raises(OSError, match=r"Input/output error"):
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "hub", max_shard_nbytes=1)
     assert os.listdir(tmp_path / "hub") == []
@@ -78,24 +78,24 @@ def test_files_become_visible_in_order_each_after_it_is_durable(
 ) -> None:
     torch.save({"a": torch.ones(10), "b": torch.ones(10)}, tmp_path / "c.pt")
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, link = os.fsync, os.link
 
     def note_fsync(fd: int) -> None:
         events.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{fd}'))}")
         fsync(fd)
 
-    def note_rename(source: str, target: str) -> None:
-        events.append(f"rename {os.path.basename(target)}")
-        rename(source, target)
+    def note_link(source: str, target: str) -> None:
+        events.append(f"link {os.path.basename(target)}")
+        link(source, target)
 
     monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(os, "rename", note_rename)
+    monkeypatch.setattr(os, "link", note_link)
     ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "hub", max_shard_nbytes=1)
     names = [
         *(f"model-0000{i}-of-00002.safetensors" for i in (1, 2)),
         "model.safetensors.index.json",
     ]
-    assert events == [*(f"fsync {n}" for n in names), *(f"rename {n}" for n in names)]
+    assert events == [*(f"fsync {n}" for n in names), *(f"link {n}" for n in names)]
 
 
 def test_a_kill_leaves_nothing_that_looks_whole_and_the_next_export_clears_it(

@@ -27,6 +27,7 @@ from fastckpt._gc.gc import GarbageKind, StepState
 from fastckpt._stages import make_stage
 from fastckpt._steps import removal
 from fastckpt._steps.checkpoint_names import CheckpointName, parse_checkpoint_name
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
 from fastckpt.export import hub
@@ -404,11 +405,12 @@ def test_a_crash_while_a_step_is_removed_leaves_nothing_that_looks_whole(
 def test_the_rest_stays_where_the_model_cannot_be_removed(
     abandoned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(path: str) -> None:
-        assert path.endswith("model_000002.pt")
+    def fail(directory: HeldDirectory, name: str) -> None:
+        assert name == "model_000002.pt"
+        path = os.path.join(directory.path, name)
         raise OSError(errno.EPERM, "Operation not permitted", path)
 
-    monkeypatch.setattr(os, "unlink", fail)
+    monkeypatch.setattr(HeldDirectory, "unlink", fail)
     before = names(abandoned)
     report = collect_garbage(abandoned, incomplete=True)
     monkeypatch.undo()
@@ -447,8 +449,8 @@ def test_a_dead_export_is_cleaned_up_and_a_running_one_is_not(
     directory = killed_export.parent
     nbytes = sum(path.stat().st_size for path in killed_export.iterdir())
     assert nbytes > 8000
-    path, lock = make_stage(str(directory))
-    running = Path(path)
+    stage = make_stage(str(directory))
+    running = Path(stage.path)
     (running / "model.safetensors").write_bytes(bytes(500))
     listed = collect_garbage(directory, dry_run=True)
     assert len(list(killed_export.iterdir())) == 3
@@ -469,7 +471,7 @@ def test_a_dead_export_is_cleaned_up_and_a_running_one_is_not(
         f"  would be     stale export     {size:>9}  {killed_export.name}",
     ]
     assert text.err.startswith("note: 1 save or export is running, ")
-    os.close(lock)
+    stage.close()
     assert collect_garbage(directory).freed_nbytes == 500
     assert names(directory) == {"c.pt"}
 
@@ -501,10 +503,10 @@ def test_what_only_looks_like_an_export_is_left_alone(tmp_path: Path) -> None:
 def test_an_export_that_cannot_be_removed_is_an_error(
     killed_export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(path: str) -> None:
-        raise OSError(errno.EROFS, "Read-only file system", path)
+    def fail(name: str, *, dir_fd: int) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", name)
 
-    monkeypatch.setattr(shutil, "rmtree", fail)
+    monkeypatch.setattr(os, "unlink", fail)
     assert run(["gc", str(killed_export.parent)]) == 6
     captured = capsys.readouterr()
     assert captured.out.startswith("NOT REMOVED: 1 directory\n")
@@ -666,11 +668,11 @@ def test_a_power_cut_leaves_no_checkpoint_that_lacks_what_its_ranks_saved(
     def sync_directory(path: str) -> None:
         trace.append(f"fsync {path}")
 
-    def unlink(path: str) -> None:
-        trace.append(f"unlink {os.path.basename(path)}")
+    def unlink(_directory: HeldDirectory, name: str) -> None:
+        trace.append(f"unlink {name}")
 
     monkeypatch.setattr(removal, "sync_directory", sync_directory)
-    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(HeldDirectory, "unlink", unlink)
     collect_garbage(orphaned, incomplete=True)
     monkeypatch.undo()
     assert trace == [f"fsync {orphaned}", f"unlink {managed(20, 1)}"]

@@ -15,6 +15,7 @@ from tests.manager_runs import manager_of, messages, names, save_all, steps_in
 
 import fastckpt
 from fastckpt._steps.checkpoint_names import CheckpointName, parse_checkpoint_name
+from fastckpt._steps.held import HeldDirectory
 from fastckpt.training import rotation
 from fastckpt.training.config import CheckpointConfig
 
@@ -60,19 +61,20 @@ def test_what_cannot_be_deleted_is_warned_of_and_tried_again(
 ) -> None:
     manager = manager_of(tmp_path, save_total_limit=1, metric_name=None)
     manager.save(0, 10, {})
-    real = os.unlink
+    real = HeldDirectory.unlink
 
-    def refused(path: str) -> None:
-        if path.endswith(name(10)):
+    def refused(directory: HeldDirectory, file_name: str) -> None:
+        if file_name == name(10):
+            path = os.path.join(directory.path, file_name)
             raise OSError(errno.EACCES, os.strerror(errno.EACCES), path)
-        real(path)
+        real(directory, file_name)
 
-    monkeypatch.setattr("fastckpt.training.rotation.os.unlink", refused)
+    monkeypatch.setattr(HeldDirectory, "unlink", refused)
     assert manager.save(0, 20, {}) == tmp_path / name(20)
     assert messages(caplog) == [
         (
-            "An old checkpoint could not be deleted, and is tried again later: [Errno 13] Permission "
-            f"denied: '{tmp_path / name(10)}'"
+            "An old checkpoint could not be deleted, and is tried again later: "
+            f"{tmp_path / name(10)}: Permission denied"
         )
     ]
     manager.save(0, 30, {})
@@ -87,17 +89,16 @@ def test_files_of_other_ranks_go_after_their_checkpoint(
 ) -> None:
     manager = manager_of(tmp_path, save_total_limit=2)
     removed = []
-    real = os.unlink
+    real = HeldDirectory.unlink
 
-    def watched(path: str) -> None:
-        if not path.endswith(".tmp"):
-            removed.append(os.path.basename(path))
-        real(path)
+    def watched(directory: HeldDirectory, file_name: str) -> None:
+        removed.append(file_name)
+        real(directory, file_name)
 
     for step, loss in {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}.items():
         for rank in (1, 2):
             fastckpt.save({}, tmp_path / name(step, 0, rank))
-        monkeypatch.setattr("fastckpt.training.rotation.os.unlink", watched)
+        monkeypatch.setattr(HeldDirectory, "unlink", watched)
         save_all(manager, {step: loss})
         monkeypatch.undo()
     # 10 is the best.

@@ -28,6 +28,7 @@ import fastckpt
 from fastckpt import prune
 from fastckpt._prune.prune import Fate
 from fastckpt._steps import removal
+from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.manager_files import survey_manager
 from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
@@ -576,14 +577,15 @@ def test_a_crash_among_a_managers_files_is_made_good_by_the_next_prune(
 def test_an_error_is_reported_and_the_rest_goes_on(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = os.unlink
+    real = HeldDirectory.unlink
 
-    def unlink(path: str) -> None:
-        if path.endswith(("model_000100.pt", "optim_000200_rank0.pt")):
+    def unlink(directory: HeldDirectory, name: str) -> None:
+        if name in {"model_000100.pt", "optim_000200_rank0.pt"}:
+            path = os.path.join(directory.path, name)
             raise OSError(errno.EPERM, "Operation not permitted", path)
-        real(path)
+        real(directory, name)
 
-    monkeypatch.setattr(os, "unlink", unlink)
+    monkeypatch.setattr(HeldDirectory, "unlink", unlink)
     report = prune(runs, keep=3)
     monkeypatch.undo()
     assert report.errors == (

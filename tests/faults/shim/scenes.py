@@ -33,6 +33,8 @@ DEAD_TEMP = ".fastckpt-4194399-0.tmp"
 
 # The directory of the steps: one save of the scenes has to make it.
 _RUN = "run"
+# The bigger disk that shards lie on in some of them.
+_BIG = "big"
 
 _MODULE = "tests.faults.shim.workloads"
 
@@ -168,6 +170,7 @@ class StepScene(Scene):
         ranks: The ranks, in the order in which they save.
         earlier: Whether the directory is there, with an earlier step in it.
         replaces: Whether the step is there already.
+        linked: Whether the shards that are replaced lie elsewhere, and links to them in the directory.
         work: What saves it.
     """
 
@@ -175,6 +178,7 @@ class StepScene(Scene):
     ranks: Sequence[int]
     earlier: bool = True
     replaces: bool = False
+    linked: bool = False
     work: str = f"{_MODULE}:save_step"
 
     @property
@@ -190,10 +194,17 @@ class StepScene(Scene):
             workloads.save_whole_step(directory / _RUN, _EARLIER, _BYSTANDER, self.ranks)
         if self.replaces:
             workloads.save_whole_step(directory / _RUN, _STEP, _OLD, self.ranks)
+        if self.linked:
+            (directory / _BIG).mkdir()
+            for rank in self.ranks:
+                shard = directory / _RUN / f"optim_{_STEP:06d}_rank{rank}.pt"
+                shard.rename(directory / _BIG / f"shard{rank}")
+                shard.symlink_to(f"../{_BIG}/shard{rank}")
 
     def judge(self, directory: Path, *, finished: bool) -> str:
         run = directory / _RUN
-        assert set(os.listdir(directory)) <= {_RUN}, os.listdir(directory)
+        there = {_RUN, _BIG} if self.linked else {_RUN}
+        assert set(os.listdir(directory)) <= there, os.listdir(directory)
         if not run.exists():
             assert not finished, "the save returned, and there is no directory"
             assert not self.earlier, "the directory is gone"
@@ -214,13 +225,17 @@ class StepScene(Scene):
         names = {name for step in steps for name in self._names(step)}
         different = set(os.listdir(run)) ^ names
         assert not different, f"left or missing after the next save: {sorted(different)}"
+        if self.linked:
+            shards = {f"shard{rank}" for rank in self.ranks}
+            assert set(os.listdir(directory / _BIG)) == shards, os.listdir(directory / _BIG)
         assert self._newest(run) == (_STEP, _NEXT)
         assert fastckpt.verify(run).ok
 
     def destinations(self, directory: Path) -> set[str]:
         run = directory / _RUN
         files = {str(run / name) for name in self._names(_STEP)}
-        return {str(directory), str(run)} | files
+        big = {str(run / ".." / _BIG)} if self.linked else set()
+        return {str(directory), str(run)} | files | big
 
     def is_bystander(self, name: str) -> bool:
         return name in self._names(_EARLIER)
@@ -307,8 +322,11 @@ def _is_same(found: object, expected: object) -> bool:
 def save_scenes(generator: random.Random, ranks: int) -> list[Scene]:
     """Return every kind of save, with one rank and with several; in which order they save is drawn."""
 
-    def drawn() -> list[int]:
+    def drawn_of(ranks: int) -> list[int]:
         return generator.sample(range(ranks), ranks)
+
+    def drawn() -> list[int]:
+        return drawn_of(ranks)
 
     return [
         FileScene("a new file", replaces=False),
@@ -318,4 +336,5 @@ def save_scenes(generator: random.Random, ranks: int) -> list[Scene]:
         StepScene("a step again, one rank", [0], replaces=True),
         StepScene(f"a new step, {ranks} ranks", drawn()),
         StepScene(f"a step again, {ranks} ranks", drawn(), replaces=True),
+        StepScene("linked shards again, 2 ranks", drawn_of(2), replaces=True, linked=True),
     ]
