@@ -17,7 +17,7 @@ from fastckpt._stages import claimed, files_in
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import divide_temporaries
 from fastckpt._steps.manager_files import group_by_checkpoint
-from fastckpt._steps.removal import Removal, discard_kept
+from fastckpt._steps.removal import Removal
 from fastckpt._steps.replaced import superseded_names
 from fastckpt._steps.survey import Directory, StepFiles, walk_directories
 from fastckpt.errors import CheckpointError
@@ -203,10 +203,7 @@ class _Collection:
             path = os.path.join(directory, judged[0])
             nbytes, error_text = self._space.look(path), None
             if not self._dry_run:
-                try:
-                    error_text = discard_kept(held, judged)
-                except OSError as error:
-                    error_text = self.fail(error, path)
+                error_text = self._removal.discard(held, judged)
             removed = error_text is None and not self._dry_run
             kind = GarbageKind.REPLACED
             self._add(GarbageFile(path, kind, nbytes, removed, files.step, error_text))

@@ -113,6 +113,7 @@ class Removal:
         directory = going.directory
         with directory.locked() as is_locked:
             if not is_locked:
+                self.errors.append((directory.path, _LOCKED))
                 return _by_path(going, names, _LOCKED)
             try:
                 problem = going.problem(left)
@@ -142,21 +143,21 @@ class Removal:
         else:
             _discard(going.directory.path, (name, judged.name.device, judged.name.inode))
 
-
-def discard_kept(directory: HeldDirectory, judged: Judged) -> str | None:
-    """Remove the second name of a replaced file; return why it stays, None if it is gone.
-
-    Raises:
-        OSError: The directory refuses.
-    """
-    # First of all the names that replaced this one have to be durable: they may be those of other ranks,
-    # which have not come to their fsync yet.
-    sync_directory(directory.path)
-    with directory.locked() as is_locked:
-        if not is_locked:
-            return _LOCKED
-        _discard(directory.path, judged)
-    return None
+    def discard(self, directory: HeldDirectory, judged: Judged) -> str | None:
+        """Remove the second name of a replaced file; return why it stays, None if it is gone."""
+        path = os.path.join(directory.path, judged[0])
+        try:
+            # First of all the names that replaced this one have to be durable: they may be those of other
+            # ranks, which have not come to their fsync yet.
+            sync_directory(directory.path)
+            with directory.locked() as is_locked:
+                if not is_locked:
+                    self.errors.append((directory.path, _LOCKED))
+                    return _LOCKED
+                _discard(directory.path, judged)
+        except OSError as error:
+            return self.fail(error, path)
+        return None
 
 
 def _discard(directory: str, judged: Judged) -> None:

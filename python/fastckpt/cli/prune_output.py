@@ -77,6 +77,12 @@ def messages(report: PruneReport) -> Iterator[tuple[str, str]]:
     where = printable(report.directory)
     for path, words in report.errors:
         yield "error", f"{printable(path)}: {printable(words)}"
+    reported = {words for _, words in report.errors}
+    for words in dict.fromkeys(file.error for file in report.files if file.error):
+        # What is no error, but the reason why a file is there still.
+        if words not in reported:
+            first = next(file.path for file in report.files if file.error == words)
+            yield "note", f"{printable(first)}: {printable(words)}"
     for words in report.blocked:
         yield "error", printable(words)
         yield "hint", "--no-verify deletes without reading what stays; fastckpt verify says more"
