@@ -24,8 +24,9 @@ mod stagers;
 mod stale;
 mod verify;
 
-/// The native module.
-#[pyo3::pymodule]
+/// The native module. PyO3 takes modules for safe without the GIL unless they say otherwise, and nobody
+/// has tested that of this one: free-threaded Python switches the GIL on when it is imported.
+#[pyo3::pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
 
