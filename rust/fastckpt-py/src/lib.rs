@@ -16,6 +16,7 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod held;
 mod numbers;
 mod objects;
 mod outline;
@@ -24,8 +25,8 @@ mod stagers;
 mod stale;
 mod verify;
 
-/// The native module. PyO3 takes modules for safe without the GIL unless they say otherwise, and nobody
-/// has tested that of this one: free-threaded Python switches the GIL on when it is imported.
+/// The native module. Without `gil_used` it would claim to be safe without the GIL, which nobody has tested:
+/// so free-threaded Python switches the GIL on when it imports it.
 #[pyo3::pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
