@@ -119,13 +119,15 @@ def test_means_are_those_of_fractions(
     weights = data.draw(st.lists(sizes, min_size=parts, max_size=parts))
     assume(math.isfinite(sum(weights)))
     found = means(tmp_path, columns, weights)
-    total = sum(map(Fraction, weights))
+    total = sum(map(Fraction, weights), Fraction(0))
     for mean, column in zip(found, columns, strict=True):
         products = [
             Fraction(weight) * Fraction(x) for weight, x in zip(weights, column, strict=True)
         ]
-        exact = sum(products) / total
-        bound = (2 * parts + 2) * Fraction(2) ** -53 * sum(map(abs, products)) / total
+        exact = sum(products, Fraction(0)) / total
+        bound: Fraction = (
+            (2 * parts + 2) * Fraction(2) ** -53 * sum(map(abs, products), Fraction(0)) / total
+        )
         # Plain weights are not scaled: a product may be rounded to a multiple of the smallest number.
         bound += 2 * parts * 10 * Fraction(TINY)
         assert math.isfinite(mean)

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 _CONVERTED_NBYTES = 1 << 20
 
 # What `torch.optim.swa_utils.get_ema_multi_avg_fn` returns: averages, values, and a count that it ignores.
-Move = Callable[[list[Tensor], list[Tensor], None], None]
+Move = Callable[[list[Tensor], list[Tensor], None], object]
 
 
 def mover(decay: float) -> Move:
