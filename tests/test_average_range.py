@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tests.average_runs import both_ways, write
 
+import fastckpt
+
 HUGE = 1.7e308
 TINY = 5e-324
 
@@ -96,6 +98,14 @@ def test_the_size_of_the_weights_does_not_matter(
 def test_weights_of_very_different_sizes(tmp_path: Path) -> None:
     found = means(tmp_path, [[0.0, 1e300], [HUGE, 1.0], [TINY, HUGE]], [1e300, 1e-10])
     assert found == pytest.approx([1e-10, HUGE, 1e-310 * HUGE], rel=1e-15)
+
+
+def test_weights_that_all_but_cancel(tmp_path: Path) -> None:
+    """Their sum is what is divided by, in the mean as in the report."""
+    weights = [1.0, 1e-17, -1.0, -1e-17]
+    paths = write(tmp_path / "in", [{"w": torch.ones(1)}] * 4)
+    report = fastckpt.average_files(paths, tmp_path / "out.pt", weights=weights)
+    assert report.weights == tuple(weight / -1e-17 for weight in weights)
 
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
