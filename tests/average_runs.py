@@ -35,20 +35,34 @@ def rounded_once(values: Numbers, dtype: torch.dtype) -> bytes:
 
 
 def mean(parts: Sequence[bytes], dtype: torch.dtype, weights: Sequence[float]) -> bytes:
+    """Average by numpy in float64; where its range ends, from numbers that are 2^600 smaller."""
     if dtype in INTEGER:
         return parts[-1]
     component = COMPONENTS.get(dtype, dtype)
-    total: Numbers | None = None
+    used = [
+        (numbers(part, component), weight)
+        for part, weight in zip(parts, weights, strict=True)
+        if weight != 0
+    ]
+    scale = 2.0**-600
     with np.errstate(all="ignore"):
-        for part, weight in zip(parts, weights, strict=True):
-            if weight != 0:
-                product = numbers(part, component) * weight
-                total = product if total is None else total + product
-        assert total is not None
+        plain, smaller = _weighted_sum(used), _weighted_sum([(n * scale, w) for n, w in used])
+        is_finite = np.all([np.isfinite(values) for values, _ in used], axis=0)
+        overflows = is_finite & ~np.isfinite(plain)
         sum_of_weights = 0.0
         for weight in weights:
             sum_of_weights += weight
-        return rounded_once(total / sum_of_weights, component)
+        means = plain / sum_of_weights
+        means[overflows] = (smaller / sum_of_weights / scale)[overflows]
+        return rounded_once(means, component)
+
+
+def _weighted_sum(used: Sequence[tuple[Numbers, float]]) -> Numbers:
+    (first, weight), *others = used
+    total = first * weight
+    for values, weight in others:
+        total = total + values * weight
+    return total
 
 
 def assert_same_numbers(found: bytes, expected: bytes, dtype: torch.dtype) -> None:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from fastckpt.cli.app import run
+
+COMMAND = (sys.executable, "-m", "fastckpt")
 
 
 def run_json(
@@ -28,3 +36,22 @@ def run_json(
     names = ("schema_version", "command", "status", "exit_code", "ok")
     assert [document[name] for name in names] == [1, args[0], status, code, code == 0]
     return document
+
+
+def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
+    """Run the command with stdout and stderr on a terminal; return exit code and what it showed."""
+    outside, inside = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *args],
+        stdout=inside,
+        stderr=inside,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **(env or {})},
+    )
+    os.close(inside)
+    shown = b""
+    # Linux answers EIO at the end of a pseudo-terminal.
+    with contextlib.suppress(OSError):
+        while data := os.read(outside, 4096):
+            shown += data
+    os.close(outside)
+    return process.wait(timeout=30), shown.decode()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import pty
 import re
 import signal
 import subprocess
@@ -16,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.command_line import COMMAND, in_terminal
 from tests.files_by_verdict import damaged, good
 
+import fastckpt._verify.verify
 from fastckpt._verify.report import FileReport, Status, VerifyReport
 from fastckpt.cli.app import run
 from fastckpt.cli.verify_output import report_lines
-
-COMMAND = (sys.executable, "-m", "fastckpt")
 
 
 def command(
@@ -136,25 +134,6 @@ def test_interrupt(tmp_path: Path) -> None:
     assert errors == b"error: interrupted\n"
 
 
-def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run the command with stdout and stderr on a terminal; return exit code and what it showed."""
-    outside, inside = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, *args],
-        stdout=inside,
-        stderr=inside,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **(env or {})},
-    )
-    os.close(inside)
-    shown = b""
-    # Linux answers EIO at the end of a pseudo-terminal.
-    with contextlib.suppress(OSError):
-        while data := os.read(outside, 4096):
-            shown += data
-    os.close(outside)
-    return process.wait(timeout=30), shown.decode()
-
-
 def test_a_terminal_sees_colour_and_a_bar(tmp_path: Path) -> None:
     code, shown = in_terminal("verify", str(good(tmp_path)))
     assert code == 0
@@ -188,3 +167,54 @@ def test_bytes_that_were_not_read_are_not_said_to_be() -> None:
 def test_error_document_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["verify", "--json", "--no-such-option", "x"]) == 2
     assert json.loads(capsys.readouterr().out)["command"] == "verify"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("ver\x1b[2Jify",),
+        ("verify", "--no-such\x1b[2J"),
+        ("verify", "no such\x1b[2J"),
+        ("verify", "x\n\x1b[2J", "--threads", "\x1b[2J"),
+        ("verify", "--sha256", "no such\x1b[2J"),
+        ("inspect", "--sort", "\x1b[2J", "x"),
+        ("inspect", "no such\x1b[2J"),
+        ("top", "no such\x1b[2J", "--metric", "\x1b[2J"),
+        ("diff", "no such\x1b[2J", "nor\x1b[2J"),
+        ("gc", "no such\x1b[2J"),
+        ("prune", "no such\x1b[2J", "--keep", "1"),
+        ("prune", "x", "--keep", "\x1b[2J"),
+        ("copy", "no such\x1b[2J", "--to", "nor\x1b[2J"),
+        ("repair", "no such\x1b[2J", "--to", "nor\x1b[2J"),
+        ("export", "no such\x1b[2J", "--to", "nor\x1b[2J.pt"),
+        ("export", "x.pt", "--to", "y", "--max-shard-size", "\x1b[2J"),
+        ("average", "no such\x1b[2J", "nor\x1b[2J", "--to", "\x1b[2J"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_no_argument_controls_the_terminal(
+    args: tuple[str, ...],
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run([*args, *options])
+    captured = capsys.readouterr()
+    shown = captured.out + captured.err
+    assert "1b[2J" in shown or "no --json" in shown
+    assert {char for char in shown if not char.isprintable()} <= {"\n"}
+
+
+def test_a_bug_does_not_control_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_args: Any, **_options: Any) -> None:
+        raise LookupError("\x1b[2J\nerror: of somebody else")
+
+    monkeypatch.setattr(fastckpt._verify.verify, "verify", fail)
+    assert run(["verify", "x"]) == 70
+    assert capsys.readouterr().err.startswith(
+        "error: LookupError: \\x1b[2J\\nerror: of somebody else\nhint: "
+    )

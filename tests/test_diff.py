@@ -118,6 +118,17 @@ def test_nan_and_infinity_are_counted_and_not_measured(tmp_path: Path) -> None:
     assert math.isnan(found.relative_norm)
 
 
+def test_changes_at_the_end_of_the_range_of_float64(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = {f"layer.{n}": torch.zeros(2, dtype=torch.float64) for n in "xyz"}
+    b = {name: torch.full((2,), 0.8e308, dtype=torch.float64) for name in a}
+    assert run(["diff", *saved(tmp_path, a, b)]) == 1
+    assert capsys.readouterr().out.count("8e+307") == 2 * (len(a) + 1)
+    (layer,) = compared(tmp_path, a, b).layers
+    assert layer.mean_abs == pytest.approx(0.8e308)
+
+
 def test_a_change_of_nothing_is_infinitely_large(tmp_path: Path) -> None:
     (found,) = compared(tmp_path, {"w": torch.zeros(2)}, {"w": torch.ones(2)}).differing
     assert found.relative_norm == math.inf

@@ -99,6 +99,76 @@ def test_the_average_is_that_of_swa_utils_bit_for_bit(use_buffers: bool) -> None
         assert ema.state_dict()["buffers"]["1.num_batches_tracked"] == 140
 
 
+AWKWARD = [torch.inf, -torch.inf, torch.nan, -0.0, 0.0, 3e38, -3e38, 1.0]
+
+
+def awkward_model(dtype: torch.dtype) -> nn.ParameterList:
+    numbers = torch.tensor(AWKWARD, dtype=torch.float32).to(dtype)
+    return nn.ParameterList([nn.Parameter(numbers), nn.Parameter(numbers.flip(0).clone())])
+
+
+def set_to(model: nn.ParameterList, shift: int) -> None:
+    """Let every number meet every other."""
+    with torch.no_grad():
+        for parameter in model:
+            parameter.copy_(parameter.roll(shift))
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64], ids=str
+)
+def test_at_decay_0_the_averages_are_the_weights(
+    dtype: torch.dtype, device: str | None, warmup: bool
+) -> None:
+    model = awkward_model(dtype)
+    ema = EMAModel(model, 0.0, device, warmup=warmup)
+    for shift in range(len(AWKWARD)):
+        set_to(model, shift)
+        ema.update()
+        averages = ema.state_dict()["parameters"]
+        weights = {str(i): p.detach().to(averages[str(i)].dtype) for i, p in enumerate(model)}
+        assert bits(averages) == bits(weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_at_decay_1_the_averages_stay(dtype: torch.dtype) -> None:
+    model = awkward_model(dtype)
+    ema = EMAModel(model, 1.0)
+    before = bits(ema.state_dict()["parameters"])
+    for shift in range(len(AWKWARD)):
+        set_to(model, shift)
+        ema.update()
+        assert bits(ema.state_dict()["parameters"]) == before
+    assert ema.num_updates == len(AWKWARD)
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_averaged_buffers_at_the_ends_of_the_range(decay: float) -> None:
+    model = nn.Linear(1, 1)
+    model.register_buffer("mask", torch.tensor(AWKWARD))
+    ema = EMAModel(model, decay, use_buffers=True)
+    before = model.get_buffer("mask").clone()
+    model.get_buffer("mask").copy_(before.flip(0))
+    ema.update()
+    expected = before.flip(0) if decay == 0 else before
+    averages = ema.state_dict()["buffers"]["mask"]
+    torch.testing.assert_close(averages, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("decay", [0.001, 0.3, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_in_between_an_average_that_was_not_finite_never_is_again(decay: float, bad: float) -> None:
+    model = nn.ParameterList([nn.Parameter(torch.tensor([bad, 1.0]))])
+    ema = EMAModel(model, decay)
+    model[0].data[0] = 1.0
+    for _ in range(20):
+        ema.update()
+    average = ema.state_dict()["parameters"]["0"]
+    assert average.isfinite().tolist() == [False, True]
+
+
 def test_bfloat16_weights_are_averaged_in_float32_since_bfloat16_loses_every_update() -> None:
     model = nn.Linear(4, 4, bias=False, dtype=torch.bfloat16)
     nn.init.ones_(model.weight)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.command_line import in_terminal
 from tests.faults.requirements import need_program
 
 import fastckpt
@@ -199,6 +200,28 @@ def test_odd_names_are_escaped_as_sha256sum_does(tmp_path: Path, name: bytes) ->
         ["sha256sum", "--", *given], cwd=tmp_path, capture_output=True, check=True
     )
     assert out == theirs.stdout
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}])
+def test_a_terminal_gets_no_control_characters(tmp_path: Path, env: dict[str, str]) -> None:
+    save(tmp_path / "clear\x1b[2J\x9b\u202e\n\\", 1)
+    env = {"FASTCKPT_PROGRESS": "0", **env}
+    code, shown = in_terminal("verify", "--sha256", str(tmp_path), env=env)
+    assert code == 0
+    assert "\x1b[2J" not in shown
+    assert not {"\x9b", "\u202e"} & set(shown)
+    digest = hashlib.sha256(next(tmp_path.glob("*/model_000001.pt")).read_bytes()).hexdigest()
+    name = "clear\\x1b[2J\\x9b\\u202e\\n\\\\/model_000001.pt"
+    assert f"\\{digest}  {name}\r\n" in shown
+    assert "note: names with control characters are escaped on a terminal" in shown
+
+
+def test_a_terminal_gets_plain_names_as_a_pipe_does(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    code, shown = in_terminal("verify", "--sha256", str(tmp_path), env={"TERM": "dumb"})
+    assert code == 0
+    assert sums_of(tmp_path)[1].decode().replace("\n", "\r\n") in shown
+    assert "note:" not in shown
 
 
 def test_a_carriage_return_is_escaped(tmp_path: Path) -> None:

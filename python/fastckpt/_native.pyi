@@ -330,6 +330,7 @@ class Commit:
         pickle: bytes,
         storages: Sequence[UntypedStorage],
         *,
+        nbytes: Sequence[int] | None = None,
         alignment: int = 64,
         shards: int = 0,
         save_id: int = 0,
@@ -342,7 +343,8 @@ class Commit:
         """Write one .pt file beside `path`, under a temporary name.
 
         `sync` of the constructor: the file has been fsynced on return. `direct`: O_DIRECT where
-        the file system has it (None: where sync is True).
+        the file system has it (None: where sync is True). `nbytes`: what the pickle says of the sizes of
+        the storages. RuntimeError where one has another size, or is changed in size or place meanwhile.
         """
     def write_average(
         self,
@@ -431,12 +433,15 @@ def write_archive_to(
     pickle: bytes,
     storages: Sequence[UntypedStorage],
     *,
+    nbytes: Sequence[int] | None = None,
     alignment: int = 64,
     stager: SaveStager | None = None,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> int:
     """Write one archive in sequence through a Python callable that takes all it is given.
+
+    `nbytes` as for `Commit.write_archive`.
 
     Returns:
         Size of the archive in bytes.

@@ -28,10 +28,17 @@ class Pickled(NamedTuple):
         data: The record `data.pkl`.
         storages: Storages by their keys: the one at position 17 is the record `data/17`. They
             are the object's own, not copies, on whatever device they live.
+        nbytes: Their sizes when they were pickled: somebody may resize them before they are written.
     """
 
     data: bytes
     storages: list[torch.UntypedStorage]
+    nbytes: list[int]
+
+    @classmethod
+    def of(cls, data: bytes, storages: list[torch.UntypedStorage]) -> Pickled:
+        """Take the sizes that the storages have now."""
+        return cls(data, storages, [storage.nbytes() for storage in storages])
 
 
 def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
@@ -57,7 +64,7 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
     if any(storage.device.type == "meta" for storage in pickler.storages):
         # A meta *tensor* is saved without a storage. A bare meta storage has no bytes to save.
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
-    return Pickled(data.getvalue(), pickler.storages)
+    return Pickled.of(data.getvalue(), pickler.storages)
 
 
 # The pickler asks for every object, twenty for each tensor: most of them are answered by their type.

@@ -53,7 +53,8 @@ def save(
 
     Args:
         obj: Whatever torch.save takes. Storages are read where they are: on the CPU without a
-            copy, on accelerators through bounded host buffers. They must not change meanwhile.
+            copy, on accelerators through bounded host buffers. They must not change meanwhile: see the
+            warning below.
         f: A path, or a binary file object that is open for writing.
         pickle_protocol: As for torch.save.
         sync: Whether to fsync the file and its directory.
@@ -67,11 +68,20 @@ def save(
     Raises:
         OSError: The file could not be written; `errno` and `filename` say why and which.
         CommitUnknownError: The file is in place, but the directory could not be made durable.
-        RuntimeError: Tensors view the same memory as different dtypes.
+        RuntimeError: Tensors view the same memory as different dtypes, or a storage was resized, moved or
+            freed meanwhile.
         ValueError: An argument is out of its range.
 
     Everything is pickled before a file is touched: an object that cannot be pickled raises what
     torch.save raises, and leaves no trace.
+
+    Warning:
+        No other thread may resize, free or move a storage while it is saved. ``resize_`` and
+        ``share_memory_`` do that, and so does FSDP, which frees and brings back the full parameters in each
+        forward and backward pass: let no training step run before the save has returned, or save a copy.
+        **What is read of freed memory may end the process (SIGSEGV), or be somebody else's bytes.** fastckpt
+        looks for changed storages while it writes, and once more when all is written, and raises
+        RuntimeError; that makes the window small, and cannot close it.
 
     Example:
         >>> import fastckpt, torch
@@ -131,6 +141,7 @@ def write_into(
             path,
             pickled.data,
             pickled.storages,
+            nbytes=pickled.nbytes,
             alignment=_alignment(alignment),
             shards=shards,
             save_id=save_id,
@@ -144,8 +155,7 @@ def nbytes_of(
     path: str | os.PathLike[str], pickled: Pickled, *, alignment: int | None = None
 ) -> int:
     """Say how many bytes `write_into` would write with these arguments."""
-    sizes = [storage.nbytes() for storage in pickled.storages]
-    return archive_nbytes(path, len(pickled.data), sizes, alignment=_alignment(alignment))
+    return archive_nbytes(path, len(pickled.data), pickled.nbytes, alignment=_alignment(alignment))
 
 
 def _directory_of(path: str | os.PathLike[str]) -> str:
@@ -179,6 +189,7 @@ def _write_to_file(
             write,
             pickled.data,
             pickled.storages,
+            nbytes=pickled.nbytes,
             alignment=alignment,
             stager=saver,
             threads=threads,

@@ -180,20 +180,45 @@ class StorageSaver(_Stager):
     ) -> None:
         super().__init__(storages, slot_count=slot_count, slot_nbytes=slot_nbytes)
         self.staged = staged_positions(storages)
+        self._places = {index: _place_of(storages[index]) for index in self.staged}
+        # What each slot is being filled from.
+        self._sources: dict[int, int] = {}
 
     def start(self, slot: int, index: int, offset: int, nbytes: int) -> None:
         """Start copying a part of a storage to the beginning of a host buffer."""
+        self._require_unchanged(index)
+        self._sources[slot] = index
         source = _as_bytes(self._storages[index])[offset : offset + nbytes]
         self._copy(slot, self._slots[slot][:nbytes], source)
 
     def finish(self, slot: int) -> None:
-        """Return when the bytes asked for last are in the buffer."""
+        """Return when the bytes asked for last are in the buffer.
+
+        Raises:
+            RuntimeError: Their storage is not what it was when the save began.
+        """
         self._wait(slot)
+        self._require_unchanged(self._sources[slot])
+
+    def _require_unchanged(self, index: int) -> None:
+        now = _place_of(self._storages[index])
+        nbytes, _ = before = self._places.setdefault(index, now)
+        if now != before:
+            raise RuntimeError(
+                f"the storage of record data/{index} ({nbytes} bytes, on {self._storages[index].device}) "
+                "was resized, moved or freed while it was saved: do not call resize_ until the save has "
+                "returned, nor, with FSDP, train or unshard; or save a copy"
+            )
 
 
 def staged_positions(storages: Sequence[torch.UntypedStorage]) -> list[int]:
     """Positions of the storages that the core cannot read where they are."""
     return [i for i, storage in enumerate(storages) if storage.device.type != "cpu"]
+
+
+def _place_of(storage: torch.UntypedStorage) -> tuple[int, int]:
+    """Return size and address, which FSDP changes between two uses of a parameter."""
+    return storage.nbytes(), storage.data_ptr()
 
 
 def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:

@@ -9,7 +9,6 @@ their outlines; only the records of the model's state dict are read.
 from __future__ import annotations
 
 import errno
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +21,7 @@ from fastckpt._archive.unpickling import host_storage
 from fastckpt._native import Commit, archive_nbytes, average
 from fastckpt.errors import MissingChecksumWarning
 
+from .inputs import total_weight
 from .plan import AveragePlan
 from .report import AverageReport
 
@@ -164,7 +164,7 @@ def average_files(
         # Somebody may have been faster.
         _refuse_existing(target)
         commit.publish([target])
-    total = math.fsum(plan.weights)
+    total = total_weight(plan.weights)
     return AverageReport(
         path=target,
         checkpoints=tuple(plan.paths),

@@ -62,12 +62,18 @@ def checked_weights(weights: Sequence[float] | None, paths: Sequence[str]) -> li
         )
     if not all(map(math.isfinite, checked)):
         raise ValueError(f"weights must be finite numbers, not {checked}")
-    total = 0.0
-    for weight in checked:
-        total += weight
+    total = total_weight(checked)
     if total == 0.0 or not math.isfinite(total):
         raise ValueError(f"the weights {checked} add up to {total}: a mean cannot be divided by it")
     return checked
+
+
+def total_weight(weights: Sequence[float]) -> float:
+    """Add weights one after the other, as the core does: Python's own sum may be more exact."""
+    total = 0.0
+    for weight in weights:
+        total += weight
+    return total
 
 
 def refuse_opaque(tensors: dict[str, TensorInfo], path: str) -> None:

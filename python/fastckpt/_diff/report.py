@@ -92,7 +92,13 @@ class LayerDiff:
     def mean_abs(self) -> float:
         """The mean absolute change."""
         finite = sum(tensor.finite for tensor in self.differing)
-        return math.fsum(t.sum_abs for t in self.differing) / finite if finite else math.nan
+        if not finite:
+            return math.nan
+        try:
+            return math.fsum(tensor.sum_abs for tensor in self.differing) / finite
+        except OverflowError:
+            # Elements of float64 near the end of its range: their mean may lie in it.
+            return math.fsum(tensor.sum_abs / finite for tensor in self.differing)
 
     @property
     def relative_norm(self) -> float:

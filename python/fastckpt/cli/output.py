@@ -1,7 +1,8 @@
 """Write results to stdout and messages to stderr.
 
 What is printed may come from a file that someone else made: control characters never reach the
-terminal as such. Colour only repeats what a word says already.
+terminal as such. Commands escape names where they put them into columns; here whatever they have left
+is escaped, so that none can be forgotten. Colour only repeats what a word says already.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def print_lines(lines: Iterable[Line], stream: TextIO | None = None) -> None:
     """Print to stdout, or another stream, in colour where that is a terminal that wants it."""
     stream = sys.stdout if stream is None else stream
     if not _wants_colour(stream):
-        stream.write("".join(line.text + "\n" for line in lines))
+        stream.write("".join(printable(line.text) + "\n" for line in lines))
         stream.flush()
         return
     # Imported only here: pipes and scripts do not wait for it.
@@ -42,8 +43,8 @@ def print_lines(lines: Iterable[Line], stream: TextIO | None = None) -> None:
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for line in lines:
-        text = Text(line.text)
-        start = line.text.find(line.label)
+        text = Text(printable(line.text))
+        start = text.plain.find(line.label)
         if line.label and start >= 0:
             text.stylize(line.style, start, start + len(line.label))
         console.print(text)
@@ -109,7 +110,7 @@ def print_report(
 
 def print_message(kind: str, text: str) -> None:
     """Print a message to stderr; `kind` is "error", "warning", "note" or "hint"."""
-    sys.stderr.write(f"{kind}: {text}\n")
+    sys.stderr.write(f"{kind}: {printable(text)}\n")
 
 
 def fail(
@@ -143,7 +144,12 @@ def version() -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable: control characters, and bytes of a name that are not UTF-8."""
+    """Escape what is not printable: control characters, and bytes of a name that are not UTF-8.
+
+    Text that was escaped stays as it is.
+    """
+    if text.isprintable():
+        return text
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )

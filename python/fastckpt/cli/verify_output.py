@@ -16,7 +16,7 @@ from fastckpt.cli.damages import (
     damage_document,
     damage_lines,
 )
-from fastckpt.cli.output import Line, format_nbytes, plural, printable
+from fastckpt.cli.output import Line, format_nbytes, plural, print_lines, printable
 
 if TYPE_CHECKING:
     from fastckpt._verify.sha256 import Sum
@@ -178,14 +178,25 @@ def messages(report: VerifyReport) -> Iterator[tuple[str, str]]:
 
 
 def print_sums(sums: Sequence[Sum]) -> None:
-    """Print to stdout what `sha256sum -c` reads: names as they are, whatever bytes they have."""
+    """Print to stdout what `sha256sum -c` reads: names as they are, whatever bytes they have.
+
+    On a terminal they are escaped, as sha256sum does not read them back: nobody signs what is there.
+    """
+    if sys.stdout.isatty():
+        print_lines(Line(each.line.removesuffix("\n")) for each in sums)
+        return
     sys.stdout.flush()
     sys.stdout.buffer.write(b"".join(os.fsencode(each.line) for each in sums))
     sys.stdout.buffer.flush()
 
 
 def sum_messages(sums: Sequence[Sum], omitted: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (kind, text) of what was left out of the sums."""
+    """Yield (kind, text) of what was left out of the sums, or changed in them."""
+    if sys.stdout.isatty() and any(not each.name.isprintable() for each in sums):
+        yield (
+            "note",
+            "names with control characters are escaped on a terminal: sign what goes to a file or a pipe",
+        )
     for words in omitted:
         yield "warning", f"no sum of it, since {printable(words)}"
     if not sums:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # Weights of another dtype or device than their averages are converted in pieces of this size: what is
 # converted is still in the processor's cache when it is averaged, and a model in bfloat16 does not get a
@@ -17,7 +18,20 @@ from torch import Tensor
 _CONVERTED_NBYTES = 1 << 20
 
 # What `torch.optim.swa_utils.get_ema_multi_avg_fn` returns: averages, values, and a count that it ignores.
-Move = Callable[[list[Tensor], list[Tensor], None], None]
+Move = Callable[[list[Tensor], list[Tensor], None], object]
+
+
+def mover(decay: float) -> Move:
+    """Return what moves averages, torch's own but for the two ends of the range.
+
+    There torch multiplies a difference by 0, which is NaN where the difference is infinite.
+    """
+    if decay == 0.0:
+        return lambda averages, values, _count: torch._foreach_copy_(averages, values)
+    if decay == 1.0:
+        return lambda _averages, _values, _count: None
+    move: Move = get_ema_multi_avg_fn(decay)
+    return move
 
 
 def first_average(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from fastckpt._bare_model import persistent_buffers, trainable_parameters, unwrap
 from fastckpt._wording import some_names
 
-from .averaging import copy_values, first_average, move_averages, move_buffers
+from .averaging import copy_values, first_average, move_averages, move_buffers, mover
 from .checks import check_same, check_shapes, check_unchanged, refuse_meta
 from .originals import Originals
 
@@ -36,7 +35,9 @@ class EMAModel:
     Args:
         model: The model that trains. torch.compile and DistributedDataParallel may be around it, now or
             later, or in one process and not in another: the names of the averages are the bare model's.
-        decay: Share of the old average that an update keeps, 0 to 1.
+        decay: Share of the old average that an update keeps, 0 to 1. At 0 the averages are the weights,
+            at 1 they stay as they are, whatever the weights are, infinite ones included. In between,
+            the average of a weight that was infinite or NaN once is never finite again.
         device: Where the averages live; None: with their parameters, also when these move. Another
             device than the model's (the CPU, say) spares its memory and costs a copy for each update.
         use_buffers: False: a model to which the averages are applied has its own buffers, as
@@ -132,7 +133,7 @@ class EMAModel:
         self._refuse_applied("update")
         parameters, buffers = self._tensors_of(model)
         self._follow_device(parameters, buffers)
-        move = get_ema_multi_avg_fn(self.next_decay)
+        move = mover(self.next_decay)
         move_averages(self._parameters, parameters, move)
         if self.use_buffers:
             move_buffers(self._buffers, buffers, move)

@@ -14,15 +14,11 @@ use crate::elements::{Elements, buffer_for};
 use crate::error::Result;
 use crate::job::{Job, Observer, default_threads, lock};
 use crate::mapping::Mapping;
-use crate::numeric::{self, Arithmetic};
+use crate::numeric::{self, Arithmetic, mean};
 use crate::read::{Archive, Inspection, ReadOptions, Selection, Span};
 use crate::source::{CHUNK_NBYTES, allocate, in_memory};
 use crate::views::View;
 use crate::write::StorageMaker;
-
-/// Components that are summed at a time: two arrays of float64 of this length fit the first-level
-/// cache (32 KiB) with room for what is summed.
-const TILE: usize = 1024;
 
 /// All buffers of a worker together, whatever the number of archives (but see below).
 const WINDOWS_NBYTES: usize = 16 << 20;
@@ -314,7 +310,7 @@ impl Maker<'_> {
         if numeric::arithmetic(tensor.dtype) == Arithmetic::Floating {
             let total_weight = self.average.total_weight;
             let tile = (&mut *scratch.sums, &mut *scratch.values);
-            average(tensor.dtype, &weighted, total_weight, tile, out);
+            mean::average(tensor.dtype, &weighted, total_weight, tile, out);
         } else if let Some((_, last)) = weighted.last() {
             out.copy_from_slice(last);
         }
@@ -332,44 +328,9 @@ impl Scratch {
         Ok(Self {
             windows: windows.collect::<Result<_>>()?,
             window_nbytes,
-            sums: vec![0.0; TILE],
-            values: vec![0.0; TILE],
+            sums: vec![0.0; mean::TILE],
+            values: vec![0.0; mean::TILE],
         })
-    }
-}
-
-/// Averages components of one dtype: `weighted` has the weight and the bytes of each input.
-fn average(
-    dtype: Dtype,
-    weighted: &[(f64, &[u8])],
-    total_weight: f64,
-    (sums, values): (&mut [f64], &mut [f64]),
-    out: &mut [u8],
-) {
-    let tile_nbytes = TILE * numeric::component_nbytes(dtype);
-    let mut at = 0;
-    for out in out.chunks_mut(tile_nbytes) {
-        let components = out.len() / numeric::component_nbytes(dtype);
-        let sums = &mut sums[..components];
-        let values = &mut values[..components];
-        for (position, (weight, bytes)) in weighted.iter().enumerate() {
-            numeric::decode(dtype, &bytes[at..at + out.len()], values);
-            // Not added to 0 first: that would take the sign of a negative zero.
-            if position == 0 {
-                for (sum, value) in sums.iter_mut().zip(&*values) {
-                    *sum = weight * value;
-                }
-            } else {
-                for (sum, value) in sums.iter_mut().zip(&*values) {
-                    *sum += weight * value;
-                }
-            }
-        }
-        for sum in &mut *sums {
-            *sum /= total_weight;
-        }
-        numeric::encode(dtype, sums, out);
-        at += out.len();
     }
 }
 

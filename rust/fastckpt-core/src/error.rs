@@ -198,6 +198,18 @@ pub enum Error {
     /// A record's bytes are not those that were written.
     #[error("{0}")]
     Checksum(Box<ChecksumMismatch>),
+    /// A storage is not where it was when its save began, so nobody knows what has been written of it.
+    #[error(
+        "the storage of record data/{storage} ({nbytes} bytes) was resized, moved or freed while it was saved: \
+         call neither resize_ nor share_memory_ until the save has returned, nor, with FSDP, train or unshard; \
+         or save a copy"
+    )]
+    StorageChanged {
+        /// Its number, from 0 on: the record has it as its name.
+        storage: usize,
+        /// Its size in bytes when the save began.
+        nbytes: u64,
+    },
     /// Memory for the job could not be had.
     #[error("not enough memory: {nbytes} bytes were refused")]
     OutOfMemory {

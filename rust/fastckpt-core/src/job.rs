@@ -138,6 +138,10 @@ impl Job {
     ///
     /// # Errors
     /// The first error of a worker or of the attendant, or [`Error::Interrupted`].
+    ///
+    /// # Panics
+    /// Where the observer, the attendant or a worker does. The job is then cancelled, and all its
+    /// workers have ended before the panic goes on.
     pub fn run<S>(
         &self,
         threads: usize,
@@ -153,6 +157,9 @@ impl Job {
             self.work_here(items, observer, &scratch, &work);
         } else {
             thread::scope(|scope| {
+                // The scope joins the workers also when this thread panics, and they may be waiting
+                // for what it would have done.
+                let _ends_the_job = CancelOnPanic(self);
                 let mut started = 0;
                 for _ in 0..threads {
                     self.running.fetch_add(1, Ordering::AcqRel);
@@ -217,6 +224,7 @@ impl Job {
         between: &mut dyn FnMut() -> Result<()>,
     ) {
         let _leaving = Leaving(self);
+        let _ends_the_job = CancelOnPanic(self);
         let mut run = || -> Result<()> {
             let mut scratch = scratch()?;
             loop {
@@ -285,14 +293,23 @@ impl Job {
     }
 }
 
-/// Counts a worker out, also when it panics: then the others must not wait for it for ever.
+/// Cancels the job when its thread panics: then the others must not wait for it for ever.
+struct CancelOnPanic<'a>(&'a Job);
+
+impl Drop for CancelOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.cancelled.store(true, Ordering::Release);
+            self.0.notify();
+        }
+    }
+}
+
+/// Counts a worker out, however it ends.
 struct Leaving<'a>(&'a Job);
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.cancelled.store(true, Ordering::Release);
-        }
         self.0.running.fetch_sub(1, Ordering::AcqRel);
         self.0.notify();
     }

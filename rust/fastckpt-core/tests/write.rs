@@ -321,3 +321,33 @@ fn progress_in_sequence_ends_with_the_total() {
     .unwrap();
     assert_progress(&recorder, plan.nbytes());
 }
+
+/// Freed memory is found before it is read, where it was given back to the system: no crash, and no file.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_storage_without_memory_ends_the_save() {
+    let scratch = Scratch::new();
+    let path = scratch.path("model.pt");
+    // SAFETY: nothing is mapped at the lowest addresses, and it is looked at before it is read.
+    let freed = unsafe { Memory::new(std::ptr::without_provenance_mut(BLOCK), 5 << 20) };
+    let storages = [
+        StorageSource::Memory(Memory::of_static(payloads(&[3 << 20])[0])),
+        StorageSource::Memory(freed),
+    ];
+    let alignment = Alignment::new(64).unwrap();
+    let plan =
+        ArchivePlan::new("model", b"pickle".to_vec(), &storages, alignment, NO_STEP).unwrap();
+    for thread_count in [1, 4] {
+        let mut commit = Commit::new(Arc::new(RealFiles), true);
+        let options = WriteOptions {
+            threads: threads(thread_count),
+            ..WriteOptions::default()
+        };
+        let result = commit.write_archive(&path, &plan, &options, &mut Unobserved, None);
+        let Err(Error::StorageChanged { storage, nbytes }) = result else {
+            panic!("{result:?}")
+        };
+        assert_eq!((storage, nbytes), (1, 5 << 20));
+        assert_eq!(scratch.names(), Vec::<String>::new());
+    }
+}

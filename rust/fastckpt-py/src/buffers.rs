@@ -107,8 +107,9 @@ impl PySpan {
 
 /// A torch storage in host memory that is held for the length of a job.
 pub(crate) struct HeldStorage {
-    _held: Py<PyAny>,
+    storage: Py<PyAny>,
     memory: Memory,
+    address: usize,
 }
 
 impl HeldStorage {
@@ -124,26 +125,40 @@ impl HeldStorage {
                 "a storage on {device} has no address in host memory"
             )));
         }
-        let nbytes: usize = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
-        let address: usize = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+        let (address, nbytes) = place_of(storage)?;
         if address == 0 && nbytes > 0 {
             return Err(PyValueError::new_err(format!(
                 "a storage of {nbytes} bytes has no memory"
             )));
         }
         // SAFETY: torch says that the storage has `nbytes` bytes there, and keeps them as long as
-        // the storage lives, which `_held` sees to. (A storage that somebody resizes during the
-        // job would break this, as it would break torch.save.)
+        // the storage lives, which `storage` sees to. (A storage that somebody resizes during the
+        // job breaks this, as it would break torch.save: `held.rs` looks for that.)
         let memory = unsafe { Memory::new(address as *mut u8, nbytes) };
         Ok(Self {
-            _held: storage.clone().unbind(),
+            storage: storage.clone().unbind(),
             memory,
+            address,
         })
     }
 
     pub(crate) fn memory(&self) -> Memory {
         self.memory
     }
+
+    /// Whether it has the size and the place that it had at first.
+    pub(crate) fn is_unchanged(&self, py: Python<'_>) -> PyResult<bool> {
+        let place = place_of(self.storage.bind(py))?;
+        Ok(place == (self.address, self.memory.nbytes()))
+    }
+}
+
+/// Where torch says that a storage is, and its size in bytes.
+fn place_of(storage: &Bound<'_, PyAny>) -> PyResult<(usize, usize)> {
+    let py = storage.py();
+    let nbytes = storage.call_method0(intern!(py, "nbytes"))?.extract()?;
+    let address = storage.call_method0(intern!(py, "data_ptr"))?.extract()?;
+    Ok((address, nbytes))
 }
 
 /// A descriptor that the caller keeps open during the call.

@@ -23,7 +23,8 @@ use pyo3::types::PyMemoryView;
 
 use crate::archive::PyArchive;
 use crate::buffers::HeldStorage;
-use crate::detach::{Raised, detached, detached_quietly};
+use crate::detach::{Raised, detached, detached_holding, detached_quietly};
+use crate::held::{HeldStorages, require_size};
 use crate::numbers::{Inputs, PyAveraged};
 use crate::stagers::PyStager;
 use crate::verify::PyFileReport;
@@ -63,8 +64,8 @@ impl PyCommit {
     }
 
     #[pyo3(signature = (
-        path, pickle, storages, *, alignment=64, shards=0, save_id=0, stager=None, threads=None, progress=None,
-        chunk_nbytes=None, direct=None
+        path, pickle, storages, *, nbytes=None, alignment=64, shards=0, save_id=0, stager=None, threads=None,
+        progress=None, chunk_nbytes=None, direct=None
     ))]
     #[allow(
         clippy::too_many_arguments,
@@ -76,6 +77,7 @@ impl PyCommit {
         path: PathBuf,
         pickle: Vec<u8>,
         storages: Vec<Bound<'_, PyAny>>,
+        nbytes: Option<Vec<u64>>,
         alignment: u64,
         shards: u32,
         save_id: u64,
@@ -87,7 +89,7 @@ impl PyCommit {
     ) -> PyResult<PyWritten> {
         let root = root_of(&path)?;
         let raised = Raised::default();
-        let sources = Sources::new(&storages, stager, &raised)?;
+        let sources = Sources::new(&storages, nbytes.as_deref(), stager, &raised)?;
         let plan = sources.plan(&root, pickle, alignment, SaveMark { shards, save_id })?;
         let options = WriteOptions {
             threads,
@@ -95,8 +97,10 @@ impl PyCommit {
             direct,
         };
         let commit = self.open()?;
-        let mut stager = sources.stager;
-        detached(py, progress, &raised, |observer| {
+        let Sources {
+            held, mut stager, ..
+        } = sources;
+        detached_holding(py, held, progress, &raised, |observer| {
             let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
             commit.write_archive(&path, &plan, &options, observer, stager)
         })
@@ -371,7 +375,9 @@ fn root_of(path: &Path) -> PyResult<String> {
 
 /// Write one archive in sequence through a Python callable; return its size.
 #[pyfunction]
-#[pyo3(signature = (write, pickle, storages, *, alignment=64, stager=None, threads=None, progress=None))]
+#[pyo3(signature = (
+    write, pickle, storages, *, nbytes=None, alignment=64, stager=None, threads=None, progress=None
+))]
 #[allow(
     clippy::too_many_arguments,
     reason = "keyword arguments of a Python function"
@@ -381,15 +387,18 @@ pub(crate) fn write_archive_to(
     write: Py<PyAny>,
     pickle: Vec<u8>,
     storages: Vec<Bound<'_, PyAny>>,
+    nbytes: Option<Vec<u64>>,
     alignment: u64,
     stager: Option<&Bound<'_, PyAny>>,
     threads: Option<NonZeroUsize>,
     progress: Option<Py<PyAny>>,
 ) -> PyResult<u64> {
     let raised = Raised::default();
-    let sources = Sources::new(&storages, stager, &raised)?;
+    let sources = Sources::new(&storages, nbytes.as_deref(), stager, &raised)?;
     let plan = sources.plan(DEFAULT_ROOT, pickle, alignment, NO_STEP)?;
-    let mut stager = sources.stager;
+    let Sources {
+        held, mut stager, ..
+    } = sources;
     let options = WriteOptions {
         threads,
         ..WriteOptions::default()
@@ -398,7 +407,7 @@ pub(crate) fn write_archive_to(
         write,
         raised: raised.clone(),
     };
-    detached(py, progress, &raised, |observer| {
+    detached_holding(py, held, progress, &raised, |observer| {
         let stager = stager.as_mut().map(|stager| stager as &mut dyn SaveStager);
         write::write_to_sink(&mut sink, &plan, &options, observer, stager)
     })?;
@@ -407,7 +416,7 @@ pub(crate) fn write_archive_to(
 
 /// The storages of one archive, held until it is written.
 struct Sources {
-    _held: Vec<HeldStorage>,
+    held: HeldStorages,
     storages: Vec<StorageSource>,
     stager: Option<PyStager>,
 }
@@ -415,6 +424,7 @@ struct Sources {
 impl Sources {
     fn new(
         storages: &[Bound<'_, PyAny>],
+        pickled_nbytes: Option<&[u64]>,
         stager: Option<&Bound<'_, PyAny>>,
         raised: &Raised,
     ) -> PyResult<Self> {
@@ -422,7 +432,7 @@ impl Sources {
             Some(stager) => stager.getattr(intern!(stager.py(), "staged"))?.extract()?,
             None => Vec::new(),
         };
-        let mut held = Vec::new();
+        let mut held = HeldStorages::default();
         let mut sources = Vec::with_capacity(storages.len());
         let mut is_staged = vec![false; storages.len()];
         for position in positions {
@@ -430,24 +440,27 @@ impl Sources {
                 .get_mut(position)
                 .ok_or_else(|| PyValueError::new_err("no such storage to stage"))? = true;
         }
-        for (storage, staged) in storages.iter().zip(is_staged) {
-            sources.push(if staged {
+        for (number, (storage, staged)) in storages.iter().zip(is_staged).enumerate() {
+            let source = if staged {
                 let nbytes = storage
                     .call_method0(intern!(storage.py(), "nbytes"))?
                     .extract()?;
+                held.skip(nbytes);
                 StorageSource::Staged { nbytes }
             } else {
                 let storage = HeldStorage::new(storage)?;
                 let memory = storage.memory();
-                held.push(storage);
+                held.push(number, storage);
                 StorageSource::Memory(memory)
-            });
+            };
+            require_size(number, source.nbytes(), pickled_nbytes)?;
+            sources.push(source);
         }
         let stager = stager
             .map(|stager| PyStager::new(stager, raised))
             .transpose()?;
         Ok(Self {
-            _held: held,
+            held,
             storages: sources,
             stager,
         })

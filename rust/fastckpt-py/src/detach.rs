@@ -7,6 +7,7 @@ use fastckpt_core::{Error, Result};
 use pyo3::prelude::*;
 
 use crate::errors;
+use crate::held::HeldStorages;
 
 /// What Python code raised while the core was calling it: the core knows only that it has to stop.
 #[derive(Debug, Clone, Default)]
@@ -32,16 +33,18 @@ impl Raised {
     }
 }
 
-/// Lets signal handlers run and reports progress.
+/// Lets signal handlers run, looks after the storages that are read, and reports progress.
 pub(crate) struct Watcher {
     progress: Option<Py<PyAny>>,
     raised: Raised,
+    storages: HeldStorages,
 }
 
 impl Observer for Watcher {
     fn poll(&mut self, done_nbytes: u64, total_nbytes: u64) -> std::result::Result<(), Stop> {
         self.raised.catch(|py| {
             py.check_signals()?;
+            self.storages.check(py, done_nbytes, total_nbytes)?;
             if let Some(progress) = &self.progress {
                 progress.call1(py, (done_nbytes, total_nbytes))?;
             }
@@ -57,9 +60,21 @@ pub(crate) fn detached<T: Send>(
     raised: &Raised,
     call: impl FnOnce(&mut dyn Observer) -> Result<T> + Send,
 ) -> PyResult<T> {
+    detached_holding(py, HeldStorages::default(), progress, raised, call)
+}
+
+/// The same for a verb that reads storages: they are held until it has ended.
+pub(crate) fn detached_holding<T: Send>(
+    py: Python<'_>,
+    storages: HeldStorages,
+    progress: Option<Py<PyAny>>,
+    raised: &Raised,
+    call: impl FnOnce(&mut dyn Observer) -> Result<T> + Send,
+) -> PyResult<T> {
     let mut watcher = Watcher {
         progress,
         raised: raised.clone(),
+        storages,
     };
     py.detach(|| call(&mut watcher))
         .map_err(|error| match (error, raised.take()) {

@@ -7,7 +7,7 @@ use fastckpt_core::error::{ChecksumMismatch, shortage};
 use fastckpt_core::{Error, Phase};
 use fastckpt_format::FormatError;
 use fastckpt_format::index::Kind;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
@@ -43,6 +43,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
+        Error::StorageChanged { .. } => PyRuntimeError::new_err(message),
         Error::Threads { source } => PyOSError::new_err((errno(&source), message)),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
         _ => PyOSError::new_err(message),

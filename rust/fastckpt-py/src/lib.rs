@@ -16,6 +16,7 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod held;
 mod numbers;
 mod objects;
 mod outline;
@@ -24,8 +25,9 @@ mod stagers;
 mod stale;
 mod verify;
 
-/// The native module.
-#[pyo3::pymodule]
+/// The native module. Without `gil_used` it would claim to be safe without the GIL, which nobody has tested:
+/// so free-threaded Python switches the GIL on when it imports it.
+#[pyo3::pymodule(gil_used = true)]
 mod _native {
     use pyo3::prelude::*;
 

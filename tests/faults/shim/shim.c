@@ -74,7 +74,7 @@ static const char *const kind_names[] = {
 #undef X
 };
 
-enum action { PASS, KILL_BEFORE, KILL_AFTER, FAIL, HALVE, DISTURB };
+enum action { PASS, KILL_BEFORE, KILL_AFTER, FAIL, HALVE, DISTURB, INTERRUPT };
 
 enum { LOG_LENGTH = 8192, NAME_LENGTH = 64, PATH_LENGTH = 4096, EVERY_THIRD = 3 };
 
@@ -93,7 +93,7 @@ struct control {
     int32_t error; /* errno of FAIL */
     int32_t for_ever; /* FAIL: from operation `at` on, not only that one */
     int64_t at; /* operation to spoil, from 1 */
-    uint64_t interruptible; /* DISTURB: a bit for each kind that may give EINTR */
+    uint64_t interruptible; /* DISTURB, INTERRUPT: a bit for each kind that may give EINTR */
     _Atomic int64_t counted;
     _Atomic int64_t logged;
     char directory[PATH_LENGTH];
@@ -225,6 +225,9 @@ static void spoil(struct call *call, int kind, int64_t number)
     case DISTURB:
         if (number % EVERY_THIRD == 0 && (control->interruptible >> kind & 1)) refuse(call, EINTR);
         call->is_halved = 1;
+        break;
+    case INTERRUPT:
+        if (control->interruptible >> kind & 1) refuse(call, EINTR);
         break;
     default:
         break;

@@ -9,6 +9,7 @@ import ctypes
 import mmap
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 SOURCE = Path(__file__).with_name("shim.c")
 
 # As in shim.c.
-_ACTIONS = ("pass", "kill before", "kill after", "fail", "halve", "disturb")
+_ACTIONS = ("pass", "kill before", "kill after", "fail", "halve", "disturb", "interrupt")
 _LOG_LENGTH = 8192
 _NAME_LENGTH = 64
 _PATH_LENGTH = 4096
@@ -45,16 +46,19 @@ class Plan:
 
     Attributes:
         action: "pass", "kill before" or "kill after" the operation, "fail" with `error`, "halve" a
-            transfer, or "disturb": halve every transfer and interrupt every third operation.
+            transfer, "disturb": halve every transfer and interrupt every third operation, or
+            "interrupt": every operation of some kinds, as signals without end would.
         at: The operation, from 1 on.
         error: The errno of "fail".
         for_ever: "fail": this operation and all that follow.
+        kinds: "disturb" and "interrupt": kinds of operations that are interrupted.
     """
 
     action: str = "pass"
     at: int = 0
     error: int = 0
     for_ever: bool = False
+    kinds: Sequence[str] = INTERRUPTIBLE
 
     def to_json(self) -> dict[str, Any]:
         """Return what `Plan(**...)` takes."""
@@ -141,7 +145,7 @@ class Shim:
         control.at = plan.at
         control.error = plan.error
         control.for_ever = plan.for_ever
-        control.interruptible = sum(1 << self._kinds.index(kind) for kind in INTERRUPTIBLE)
+        control.interruptible = sum(1 << self._kinds.index(kind) for kind in plan.kinds)
         control.counted = control.logged = 0
         # Paths of descriptors come from the kernel, symbolic links followed.
         control.directory = os.fsencode(os.path.realpath(directory))

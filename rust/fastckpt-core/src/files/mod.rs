@@ -12,6 +12,8 @@ use crate::mapping::Mapping;
 
 #[cfg(target_os = "linux")]
 mod access_list;
+#[cfg(target_os = "linux")]
+mod allocation;
 mod real;
 
 pub use real::RealFiles;

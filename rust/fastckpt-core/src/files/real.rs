@@ -18,9 +18,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-#[cfg(target_os = "linux")]
-use super::access_list;
 use super::{Directory, File, FileKind, Files, Metadata, or_here};
+#[cfg(target_os = "linux")]
+use super::{access_list, allocation};
 use crate::mapping::Mapping;
 
 /// What `statfs` says of the file systems that live on disks or in memory of this machine
@@ -417,20 +417,18 @@ impl File for RealFile {
 
     #[cfg(target_os = "linux")]
     fn allocate(&self, nbytes: u64) -> io::Result<()> {
-        let nbytes = libc::off64_t::try_from(nbytes).map_err(io::Error::other)?;
-        loop {
+        allocation::reserve_all(nbytes, |offset, nbytes| {
+            let offset = libc::off64_t::try_from(offset).map_err(io::Error::other)?;
+            let nbytes = libc::off64_t::try_from(nbytes).map_err(io::Error::other)?;
             // SAFETY: a plain call on an open descriptor.
-            match check(unsafe { libc::fallocate64(self.0.as_raw_fd(), 0, 0, nbytes) }) {
-                Ok(_) => return Ok(()),
+            match check(unsafe { libc::fallocate64(self.0.as_raw_fd(), 0, offset, nbytes) }) {
+                Ok(_) => Ok(()),
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EINTR) => {}
-                    Some(libc::EOPNOTSUPP | libc::ENOSYS) => {
-                        return Err(io::ErrorKind::Unsupported.into());
-                    }
-                    _ => return Err(error),
+                    Some(libc::EOPNOTSUPP | libc::ENOSYS) => Err(io::ErrorKind::Unsupported.into()),
+                    _ => Err(error),
                 },
             }
-        }
+        })
     }
 
     #[cfg(not(target_os = "linux"))]

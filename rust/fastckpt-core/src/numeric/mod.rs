@@ -6,6 +6,7 @@
 
 use fastckpt_format::pickle::Dtype;
 
+pub(crate) mod mean;
 mod small;
 
 use small::Table;

@@ -15,7 +15,7 @@ use fastckpt_format::{archive, checksum};
 use super::StorageMaker;
 use super::plan::{ArchivePlan, Payload};
 use super::staging::Staging;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::job::Job;
 
 /// An archive, to be composed chunk by chunk.
@@ -121,7 +121,14 @@ impl<'a> Image<'a> {
                 checksum::crc32(part)
             }
             Payload::Memory(memory) => {
-                memory.copy_checksummed(usize::try_from(inside).unwrap_or(usize::MAX), part)
+                let inside = usize::try_from(inside).unwrap_or(usize::MAX);
+                if !memory.is_mapped(inside, part.len()) {
+                    return Err(Error::StorageChanged {
+                        storage: index - archive::FIRST_STORAGE,
+                        nbytes: record.nbytes,
+                    });
+                }
+                memory.copy_checksummed(inside, part)
             }
             Payload::Staged(storage) => match (self.staging, self.maker) {
                 (Some(staging), _) => staging.copy_checksummed(job, *storage, inside, part)?,

@@ -20,7 +20,9 @@ pub enum StorageSource {
 }
 
 impl StorageSource {
-    fn nbytes(&self) -> u64 {
+    /// Size in bytes.
+    #[must_use]
+    pub fn nbytes(&self) -> u64 {
         match self {
             Self::Memory(memory) => memory.nbytes() as u64,
             Self::Staged { nbytes } => *nbytes,
