@@ -402,7 +402,7 @@ class Commit:
         paths: Sequence[_Path],
         *,
         replace: bool = True,
-        unchanged: Sequence[tuple[_Path, tuple[int, int, int, int]]] = (),
+        unchanged: Sequence[tuple[_Path, tuple[int, int, int, int]]] | None = None,
     ) -> None:
         """Rename to `paths` in this order, then fsync the directories; what was kept is durable before.
 

@@ -256,17 +256,17 @@ impl PyCommit {
         .map(PyCopied)
     }
 
-    #[pyo3(signature = (paths, *, replace=true, unchanged=Vec::new()))]
+    #[pyo3(signature = (paths, *, replace=true, unchanged=None))]
     fn publish(
         &mut self,
         py: Python<'_>,
         paths: Vec<PathBuf>,
         replace: bool,
-        unchanged: Vec<(PathBuf, (u64, u64, u64, i64))>,
+        unchanged: Option<Vec<(PathBuf, (u64, u64, u64, i64))>>,
     ) -> PyResult<()> {
         let commit = self.open()?;
         let known_unlocked = commit.unlocked().len();
-        let unchanged: Vec<_> = unchanged.into_iter().map(as_identity).collect();
+        let unchanged: Vec<_> = unchanged.into_iter().flatten().map(as_identity).collect();
         detached(py, None, &Raised::default(), |observer| {
             let paths: Vec<_> = paths.iter().map(PathBuf::as_path).collect();
             let publication = Publication {
