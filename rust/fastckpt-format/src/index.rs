@@ -172,6 +172,14 @@ impl Index {
         }
     }
 
+    /// The same for records that have no CRC.
+    pub(crate) fn without_checksums(entries: Vec<Entry>, file_nbytes: u64) -> Self {
+        Self {
+            checksums: Checksums::None,
+            ..Self::of_records(String::new(), entries, file_nbytes)
+        }
+    }
+
     /// The root folder, without the slash.
     #[must_use]
     pub fn root(&self) -> &str {

@@ -16,6 +16,7 @@ mod commit;
 mod detach;
 mod errors;
 mod graph;
+mod legacy;
 mod numbers;
 mod objects;
 mod outline;
@@ -37,6 +38,8 @@ mod _native {
     use crate::commit::{PyCommit, PyCopied, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::legacy::PyLegacyFile;
     #[pymodule_export]
     use crate::numbers::{
         PyComparison, PyPlainFile, arithmetic, average, compare_tensors, decode_numbers,
