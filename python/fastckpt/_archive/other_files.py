@@ -18,7 +18,7 @@ import torch
 from torch.serialization import UNSAFE_MESSAGE
 
 from fastckpt._contents.opening import Kind, Source
-from fastckpt.errors import ChecksumError, MissingChecksumWarning, UnsafePickleError
+from fastckpt.errors import ChecksumError, FormatError, MissingChecksumWarning, UnsafePickleError
 
 from .load_job import LoadJob
 from .placement import MapLocation
@@ -109,13 +109,20 @@ def _load_safetensors(f: str | os.PathLike[str], map_location: MapLocation) -> A
             "Use a device string or torch.device instead."
         )
     try:
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise RuntimeError(
             "Attempting to load a safetensors file but safetensors is not installed. "
             "Please install safetensors with: pip install safetensors"
         ) from error
-    return load_file(os.fspath(f), device="cpu" if map_location is None else str(map_location))
+    path = os.fspath(f)
+    try:
+        return load_file(path, device="cpu" if map_location is None else str(map_location))
+    except SafetensorError as error:
+        raise FormatError(
+            f"{path} is not a safetensors file, or is damaged: {error}", path=path
+        ) from error
 
 
 def _refuse_mmap(f: Any, *, mmap: bool) -> None:

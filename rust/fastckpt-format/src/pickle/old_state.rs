@@ -31,6 +31,9 @@ impl Decoder<'_> {
         target: NodeId,
         state: NodeId,
     ) -> Result<bool, PickleError> {
+        if self.ids != StorageIds::Legacy {
+            return Ok(false);
+        }
         let is_set = if self.begun_tensor == Some(target) {
             self.begun_tensor = None;
             self.is_state_of_tensor(state)?
