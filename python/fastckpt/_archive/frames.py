@@ -23,14 +23,18 @@ def is_faking() -> bool:
     return _is_fake() or torch.serialization._serialization_tls.skip_data
 
 
-def fetch_frames(archive: Archive, map_location: MapLocation) -> Fetch | None:
+def fetch_frames(
+    archive: Archive, map_location: MapLocation, *, is_legacy: bool = False
+) -> Fetch | None:
     """Return what makes storages for which no payload is read; None where payloads are wanted.
 
-    The storages are those of torch.load (`torch.serialization._load`, torch 2.6 to 2.15).
+    The storages are those of torch.load (`torch.serialization._load` and `_legacy_load`, torch 2.6
+    to 2.15): those of a file of torch before 1.6 do not fake the device that they were on.
     """
-    if is_meta(map_location):
+    is_fake = _is_fake()
+    if is_meta(map_location) or (is_fake and is_legacy):
         return lambda request: meta_storage(archive, request.key, request.nbytes)
-    if _is_fake():
+    if is_fake:
         return lambda request: _fake_storage(archive, request)
     if torch.serialization._serialization_tls.skip_data:
         restore = restore_location(map_location)

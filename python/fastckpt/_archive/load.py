@@ -58,8 +58,8 @@ def load(
             True, unless TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
         mmap: Whether to map the file; None is ``torch.utils.serialization.config.load.mmap``.
         verify: Whether to check CRCs. Where there are none to compare (the writer stored none, or
-            the format has none), True warns with `MissingChecksumWarning`, and "require" raises. With False and ``mmap=True``, bytes
-            are read when they are first used.
+            the format has none), True warns with `MissingChecksumWarning`, and "require" raises.
+            With False and ``mmap=True``, bytes are read when they are first used.
         threads: Number of threads that read; None chooses.
         progress: Called with bytes done and bytes in all, in the calling thread. What it raises
             ends the load and is raised from here.

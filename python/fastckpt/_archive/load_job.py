@@ -113,7 +113,7 @@ class LoadJob:
         data = self._pickle() if graph is None else graph.pickle
         path = self.archive.path
         table_of = StorageTable if self.legacy is None else LegacyStorageTable
-        frames = fetch_frames(self.archive, self.map_location)
+        frames = fetch_frames(self.archive, self.map_location, is_legacy=self.legacy is not None)
         if frames is not None:
             return unpickle(data, table_of(path, frames), path, self.map_location)
         if graph is None:

@@ -58,9 +58,7 @@ def load_legacy(
         legacy = source.legacy()
     except UnsafePickleError as error:
         if weights_only:
-            raise UnsafePickleError(
-                refusal(source.name, str(error)), path=source.name
-            ) from error
+            raise UnsafePickleError(refusal(source.name, str(error)), path=source.name) from error
         # Only executing it tells what it holds, and the caller allows that.
         legacy = None
     _say_unchecked(source, verify)
@@ -104,7 +102,7 @@ def _load_safetensors(f: str | os.PathLike[str], map_location: MapLocation) -> A
     """Do what torch.load (2.15) does with such a name; older ones take the file for a pickle."""
     if isinstance(map_location, dict) or callable(map_location):
         what = "dict" if isinstance(map_location, dict) else "callable"
-        raise RuntimeError(
+        raise RuntimeError(  # noqa: TRY004 - torch.load's class
             f"Loading safetensors file with {what} map_location is not supported. "
             "Use a device string or torch.device instead."
         )

@@ -247,7 +247,9 @@ def unpickle_unrestricted(
         except (pickle.UnpicklingError, EOFError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise FormatError(f"{path}: {table.pickle} is no valid pickle: {error}", path=path) from error
+            raise FormatError(
+                f"{path}: {table.pickle} is no valid pickle: {error}", path=path
+            ) from error
         _validate_sparse(weights_only=False)
     return result
 

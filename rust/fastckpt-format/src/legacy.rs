@@ -71,6 +71,14 @@ pub enum LegacyError {
         /// What is wrong with it.
         source: PickleError,
     },
+    /// A pickle that has plain values alone in every file has something else.
+    #[error("{part} has {found}, which none has")]
+    NotPlain {
+        /// Which pickle.
+        part: Part,
+        /// What it has.
+        found: &'static str,
+    },
     /// The file ends before the storages begin.
     #[error("the file ends after {nbytes} bytes, inside {part}: it is truncated")]
     Truncated {
@@ -220,11 +228,21 @@ impl Header {
             pickle::decode_legacy(pickle, Limits::default())
                 .map_err(|source| LegacyError::Pickle { part, source })
         };
-        check_magic(&decode(Part::Magic, magic)?)?;
-        check_protocol(&decode(Part::Protocol, protocol)?)?;
-        decode(Part::SystemInfo, system_info)?;
+        let decode_plain = |part, range| {
+            let graph = decode(part, range)?;
+            match graph.nodes().iter().find(|node| !is_plain(node)) {
+                None => Ok(graph),
+                Some(node) => Err(LegacyError::NotPlain {
+                    part,
+                    found: node.kind(),
+                }),
+            }
+        };
+        check_magic(&decode_plain(Part::Magic, magic)?)?;
+        check_protocol(&decode_plain(Part::Protocol, protocol)?)?;
+        decode_plain(Part::SystemInfo, system_info)?;
         let graph = decode(Part::Object, object)?;
-        let keys = keys_of(&decode(Part::Keys, keys)?)?;
+        let keys = keys_of(&decode_plain(Part::Keys, keys)?)?;
         let storages = storages_of(&graph, keys)?;
         Ok(Some(Self {
             graph,
@@ -305,6 +323,22 @@ fn ranges(bytes: &[u8]) -> Result<Option<[Range<usize>; 5]>, LegacyError> {
         start = end;
     }
     Ok(Some(ranges))
+}
+
+/// Whether it is what every pickle but the object's consists of.
+fn is_plain(node: &Node) -> bool {
+    matches!(
+        node,
+        Node::None
+            | Node::Bool(_)
+            | Node::Int(_)
+            | Node::Long(_)
+            | Node::Float(_)
+            | Node::Text(_)
+            | Node::Tuple(_)
+            | Node::List(_)
+            | Node::Dict(_)
+    )
 }
 
 fn check_magic(graph: &Graph) -> Result<(), LegacyError> {

@@ -64,7 +64,7 @@ fn format_class(error: &FormatError) -> &'static str {
 
 fn legacy_class(error: &LegacyError) -> &'static str {
     match error {
-        LegacyError::Pickle { .. } => "UnsafePickleError",
+        LegacyError::Pickle { .. } | LegacyError::NotPlain { .. } => "UnsafePickleError",
         _ => "FormatError",
     }
 }

@@ -173,7 +173,7 @@ pub enum Node {
 
 impl Node {
     /// What the object is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",
             Self::Bool(_) => "a bool",
