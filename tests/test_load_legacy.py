@@ -198,6 +198,16 @@ def test_tensors_lie_where_elements_may(tmp_path: Path) -> None:
         assert all(tensor.data_ptr() % 16 == 0 for tensor in found.values())
 
 
+@pytest.mark.parametrize("count", [2_000, 40_000])
+def test_pickles_may_be_of_any_length(count: int) -> None:
+    """They are read in pieces that double, until the last of them has ended."""
+    obj = {f"layer.{number}.weight": number for number in range(count)} | {"w": torch.ones(3)}
+    data = legacy_bytes(obj)
+    assert_same(load_bytes(data), obj)
+    with pytest.raises(FormatError, match="inside the pickle of the object: it is truncated"):
+        load_bytes(data[: len(data) // 2])
+
+
 # Where a file object stands
 
 

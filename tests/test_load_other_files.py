@@ -111,7 +111,7 @@ def test_nothing_is_handed_to_torch_load(
     if form == "safetensors":
         pytest.importorskip("safetensors.torch").save_file({"w": torch.ones(1)}, path)
     else:
-        contents = {
+        contents: dict[str, Callable[[], bytes]] = {
             "legacy": lambda: legacy_bytes({"w": torch.ones(3)}),
             "tar": tar_file,
             "torchscript": torchscript_bytes,

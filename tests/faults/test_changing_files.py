@@ -165,12 +165,13 @@ HOSTILE = {
 @pytest.mark.parametrize("then", HOSTILE)
 @pytest.mark.parametrize("first", ["legacy", "tar", "torchscript", "archive"])
 def test_a_file_object_that_turns_is_one_of_the_two_or_refused(first: str, then: str) -> None:
-    shown = {
+    contents: dict[str, Callable[[], bytes]] = {
         "legacy": lambda: HONEST,
         "tar": tar_file,
         "torchscript": torchscript_bytes,
         "archive": lambda: torch_bytes(torch.arange(6.0)),
-    }[first]()
+    }
+    shown = contents[first]()
     loaded = 0
     for reads in range(12):
         file: Any = Turning(shown, HOSTILE[then], reads)

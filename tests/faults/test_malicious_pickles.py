@@ -171,7 +171,8 @@ def test_the_smaller_pickles_of_the_old_format_are_walked_too(
     name: str, part: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "old.pt"
-    path.write_bytes(legacy_file(program(b"}"), **{part: PICKLES[name]}))
+    parts: dict[str, Any] = {part: PICKLES[name]}
+    path.write_bytes(legacy_file(program(b"}"), **parts))
     sighting = watched(lambda: refusal_by(lambda: fastckpt.load(path)), tmp_path)
     refused = fastckpt.FormatError if name == "text_of_4_gb" else fastckpt.UnsafePickleError
     assert Refusal(**sighting.value).is_a(refused), sighting.value

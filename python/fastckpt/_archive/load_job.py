@@ -48,6 +48,7 @@ class LoadJob:
     legacy: Graph | None = None
 
     def run(self) -> Any:
+        graph: Graph | None
         if self.legacy is not None:
             # Whatever wrote it: torch swaps bytes on a machine that has them the other way.
             graph, order = self.legacy, "little"

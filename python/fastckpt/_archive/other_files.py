@@ -5,7 +5,7 @@ refuses them. With `weights_only=True` none is handed to torch.load, which would
 itself: what it finds there may be another format than the one that was seen here.
 """
 
-# mypy: untyped-calls-exclude=torch,safetensors
+# mypy: untyped-calls-exclude=torch
 
 from __future__ import annotations
 

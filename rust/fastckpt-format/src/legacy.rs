@@ -193,7 +193,7 @@ impl Count {
             return Ok(());
         }
         Err(LegacyError::Count {
-            key: self.key.clone(),
+            key: shown(&self.key),
             offset: self.offset,
             expected: self.expected,
             found,
@@ -282,7 +282,7 @@ impl Header {
             end = payload_offset.saturating_add(storage.nbytes);
             if end > file_nbytes {
                 return Err(LegacyError::OutOfBounds {
-                    key: storage.key.clone(),
+                    key: shown(&storage.key),
                     end,
                     nbytes: file_nbytes,
                 });
@@ -370,10 +370,9 @@ fn keys_of(graph: &Graph) -> Result<Vec<String>, LegacyError> {
         let key = std::str::from_utf8(text).map_err(|_surrogates| LegacyError::Keys)?;
         // Before it is copied: the memo may repeat a long key a million times.
         if !seen.insert(text) {
-            let key = key.to_owned();
             return Err(LegacyError::Key {
                 problem: "has twice",
-                key,
+                key: shown(key),
             });
         }
         keys.push(key.to_owned());
@@ -391,7 +390,7 @@ fn storages_of(graph: &Graph, keys: Vec<String>) -> Result<Vec<Stored>, LegacyEr
             .or_insert((storage.numel, storage.nbytes));
         if first != storage.nbytes {
             return Err(LegacyError::TwoSizes {
-                key: storage.key.clone(),
+                key: shown(&storage.key),
                 first,
                 second: storage.nbytes,
             });
@@ -402,7 +401,7 @@ fn storages_of(graph: &Graph, keys: Vec<String>) -> Result<Vec<Stored>, LegacyEr
         let Some((numel, nbytes)) = sizes.remove(key.as_str()) else {
             return Err(LegacyError::Key {
                 problem: "has what the object does not refer to:",
-                key,
+                key: shown(&key),
             });
         };
         stored.push(Stored { key, numel, nbytes });
@@ -412,7 +411,16 @@ fn storages_of(graph: &Graph, keys: Vec<String>) -> Result<Vec<Stored>, LegacyEr
         None => Ok(stored),
         Some(key) => Err(LegacyError::Key {
             problem: "lacks",
-            key: (*key).to_owned(),
+            key: shown(key),
         }),
+    }
+}
+
+/// As much of a key as a message shows: torch's own are the digits of an address.
+fn shown(key: &str) -> String {
+    const MAX_CHARS: usize = 64;
+    match key.char_indices().nth(MAX_CHARS) {
+        None => key.to_owned(),
+        Some((end, _)) => format!("{}…", key.get(..end).unwrap_or_default()),
     }
 }
