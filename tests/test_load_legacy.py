@@ -15,33 +15,17 @@ from typing import Any
 import pytest
 import torch
 from tests.archives import legacy_bytes, torch_bytes, torchscript_bytes
-from tests.faults.opcodes import ORDERED_DICT, long1, named, program, text
+from tests.faults.opcodes import program
 from tests.legacy_files import legacy_file, persistent_id, stored, tar_file, view_of
+from tests.legacy_specimens import OLD_FORMS, REFUSED, SIX, WRONG_SIZES, over_six, rebuilt
 from tests.loaded_files import load_bytes
 from tests.specimens import SPECIMENS, Specimen, assert_same, can_save, dtypes, fill, quiet
 
 import fastckpt
 from fastckpt import ChecksumError, FormatError, MissingChecksumWarning
 
-SIX = struct.pack("<6f", *range(6))
-# A matrix of two rows over six floats.
-_SIZE, _STRIDE = b"K\x02K\x03\x86", b"K\x03K\x01\x86"
-
-
 # There are never any, which tests at the end are about.
 pytestmark = pytest.mark.filterwarnings("ignore::fastckpt.MissingChecksumWarning")
-
-
-def over_six(body: bytes, keys: tuple[str, ...] = ("1",)) -> bytes:
-    """Return a file of six floats around the object of a pickle."""
-    return legacy_file(program(body), keys, [stored(6, SIX)] * len(keys))
-
-
-def rebuilt(storage: bytes, size: bytes = _SIZE, stride: bytes = _STRIDE) -> bytes:
-    """Call what torch 0.2 and 0.3 rebuilt tensors with."""
-    return (
-        named("torch._utils", "_rebuild_tensor") + b"(" + storage + b"K\0" + size + stride + b"tR"
-    )
 
 
 # What loads
@@ -69,52 +53,6 @@ def test_every_dtype_comes_back(dtype: torch.dtype) -> None:
         data = legacy_bytes(expected)
         assert_same(load_bytes(data), expected)
         assert_same(load_bytes(data, weights_only=False), expected)
-
-
-OLD_FORMS = {
-    "rebuilt_in_torch_0_3": over_six(rebuilt(persistent_id("1", 6))),
-    "on_a_gpu_then": over_six(rebuilt(persistent_id("1", 6, module="torch.cuda"))),
-    "view": over_six(
-        rebuilt(persistent_id("1", 6, view_of("2", 2, 3)), b"K\x03\x85", b"K\x01\x85")
-    ),
-    "one_view_twice": over_six(
-        b"]("
-        + rebuilt(persistent_id("1", 6, view_of("2", 2, 3)), b"K\x03\x85", b"K\x01\x85") * 2
-        + rebuilt(persistent_id("1", 6))
-        + b"e"
-    ),
-    "tensor_with_a_state": over_six(
-        named("torch", "FloatTensor")
-        + b")\x81("
-        + persistent_id("1", 6)
-        + b"K\0"
-        + _SIZE
-        + _STRIDE
-        + b"tb"
-    ),
-    "parameter_with_a_state": over_six(
-        named("torch.nn.parameter", "Parameter")
-        + rebuilt(persistent_id("1", 6))
-        + b"\x85R(\x88\x89"
-        + ORDERED_DICT
-        + b"tb"
-    ),
-    "parameter_without_hooks": over_six(
-        named("torch.nn.parameter", "Parameter")
-        + rebuilt(persistent_id("1", 6))
-        + b"\x85\x81(\x89\x89Ntb"
-    ),
-    "strings_of_python_2": legacy_file(
-        program(b"}U\x01w" + rebuilt(persistent_id("1", 6).replace(text("1"), b"U\x011")) + b"s"),
-        b"\x80\x02]U\x011a.",
-        [stored(6, SIX)],
-    ),
-    "numbers_of_python_2": over_six(
-        rebuilt(persistent_id("1", 6), b"\x8a\x01\x02\x8a\x01\x03\x86")
-    ),
-    "protocol_3": legacy_file(b"\x80\x03}.", pickle_protocol=3),
-    "no_tensor": legacy_file(program(b"}")),
-}
 
 
 @pytest.mark.parametrize("weights_only", [True, False])
@@ -248,52 +186,6 @@ def test_a_file_that_is_cut_is_refused_wherever(weights_only: bool) -> None:
             load_bytes(data[:nbytes], weights_only=weights_only)
 
 
-WRONG_SIZES = {
-    "count_too_large": (
-        legacy_file(program(rebuilt(persistent_id("1", 6))), ["1"], [stored(7, SIX)]),
-        r"storage \"1\" at offset \d+: expected a count of 6 elements, found 7",
-    ),
-    "count_negative": (
-        legacy_file(program(rebuilt(persistent_id("1", 6))), ["1"], [stored(-6, SIX)]),
-        "expected a count of 6 elements, found -6",
-    ),
-    "file_too_short": (
-        legacy_file(program(rebuilt(persistent_id("1", 600))), ["1"], [stored(600, SIX)]),
-        "should end at byte .*, and the file has",
-    ),
-    "count_of_2_62": (
-        legacy_file(program(rebuilt(persistent_id("1", 1 << 60))), ["1"], [stored(1 << 60, SIX)]),
-        "should end at byte .*, and the file has",
-    ),
-    "key_that_is_not_listed": (
-        legacy_file(program(rebuilt(persistent_id("1", 6)))),
-        r"list of storage keys lacks \"1\"",
-    ),
-    "key_that_is_unknown": (
-        over_six(rebuilt(persistent_id("1", 6)), ("1", "2")),
-        r"does not refer to: \"2\"",
-    ),
-    "key_that_is_listed_twice": (
-        over_six(rebuilt(persistent_id("1", 6)), ("1", "1")),
-        r"has twice \"1\"",
-    ),
-    "keys_that_are_no_list": (
-        legacy_file(program(rebuilt(persistent_id("1", 6))), program(text("1")), [stored(6, SIX)]),
-        "storage keys are not a list of str",
-    ),
-    "keys_that_are_numbers": (
-        legacy_file(program(rebuilt(persistent_id("1", 6))), program(b"]K\x01a"), [stored(6, SIX)]),
-        "storage keys are not a list of str",
-    ),
-    "two_sizes_of_one_storage": (
-        over_six(b"](" + rebuilt(persistent_id("1", 6)) + persistent_id("1", 7) + b"e"),
-        r"storage \"1\" has 24 bytes in one place of the object and 28 in another",
-    ),
-    "magic": (legacy_file(program(b"}")).replace(b"\x8a\nl", b"\x8a\nm", 1), "not a checkpoint"),
-    "protocol": (legacy_file(program(b"}"), protocol=1002), "protocol version is not 1001"),
-}
-
-
 @pytest.mark.parametrize("weights_only", [True, False])
 @pytest.mark.parametrize("name", WRONG_SIZES)
 def test_sizes_that_do_not_agree_are_refused(name: str, weights_only: bool, tmp_path: Path) -> None:
@@ -321,50 +213,6 @@ def test_no_storage_is_made_larger(name: str) -> None:
         load_bytes(legacy_file(program(body), ["1"], storage))
     with pytest.raises(RuntimeError, match="not resizable"):
         load_bytes(legacy_file(program(body), ["1"], storage), weights_only=False)
-
-
-REFUSED = {
-    "view_outside": persistent_id("1", 6, view_of("2", 4, 3)),
-    "view_negative": persistent_id("1", 6, view_of("2", -1, 3)),
-    "view_that_overflows": persistent_id("1", 6, view_of("2", (1 << 63) - 1, (1 << 63) - 1)),
-    "view_of_two_parts": persistent_id("1", 6, text("2") + b"K\0\x86"),
-    "view_with_a_number_as_key": persistent_id("1", 6, b"K\x02K\0K\x03\x87"),
-    "view_in_two_ways": b"]("
-    + persistent_id("1", 6, view_of("2", 0, 3))
-    + persistent_id("1", 6, view_of("2", 1, 3))
-    + b"e",
-    "view_with_the_key_of_its_storage": persistent_id("1", 6, view_of("1", 0, 3)),
-    "storage_with_the_key_of_a_view": b"]("
-    + persistent_id("1", 6, view_of("2", 0, 3))
-    + persistent_id("2", 6)
-    + b"e",
-    "five_parts": persistent_id("1", 6, b""),
-    "tensor_without_its_state": named("torch", "FloatTensor") + b")\x81",
-    "tensor_that_waits_for_its_state": b"]("
-    + named("torch", "FloatTensor")
-    + b")\x81q\1"
-    + rebuilt(persistent_id("1", 6))
-    + b"e",
-    "state_that_is_larger": named("torch", "FloatTensor")
-    + b")\x81("
-    + persistent_id("1", 6)
-    + b"K\0"
-    + long1(1 << 30)
-    + b"\x85K\x01\x85tb",
-    "state_over_itself": named("torch", "FloatTensor") + b")\x81q\1(h\1K\0K\x09\x85K\x01\x85tb",
-    "state_set_twice": OLD_FORMS["tensor_with_a_state"]
-    .partition(b"ctorch\nFloatTensor")[2]
-    .partition(b"tb")[0]
-    .join([b"ctorch\nFloatTensor", b"tb(" + persistent_id("1", 6) + b"K\0K\x06\x85K\x01\x85tb"]),
-    "parameter_over_a_storage": named("torch.nn.parameter", "Parameter")
-    + rebuilt(persistent_id("1", 6))
-    + b"\x85R("
-    + persistent_id("1", 6)
-    + b"K\0K\x09\x85K\x01\x85tb",
-    "parameter_with_hooks": named("torch.nn.parameter", "Parameter")
-    + rebuilt(persistent_id("1", 6))
-    + b"\x85R(\x88\x89}K\1K\2stb",
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
