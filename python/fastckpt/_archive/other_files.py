@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch.serialization import UNSAFE_MESSAGE
 
 from fastckpt._contents.opening import Kind, Source
 from fastckpt.errors import ChecksumError, FormatError, MissingChecksumWarning, UnsafePickleError
@@ -93,7 +92,8 @@ def load_by_torch(
     if source.kind is Kind.TAR:
         _refuse_mmap(f, mmap=mmap)
     if weights_only:
-        raise RuntimeError(_REFUSED[source.kind] + UNSAFE_MESSAGE)
+        advice: str = getattr(torch.serialization, "UNSAFE_MESSAGE", "")
+        raise RuntimeError(_REFUSED[source.kind] + advice)
     _say_unchecked(source, verify)
     return torch.load(f, map_location, weights_only=False, mmap=mmap)
 
