@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 
-from tests.faults.opcodes import ORDERED_DICT, long1, named, program, text
+from tests.faults.opcodes import ORDERED_DICT, call, long1, named, program, text
 from tests.legacy_files import legacy_file, persistent_id, stored, view_of
 
 SIX = struct.pack("<6f", *range(6))
 # A matrix of two rows over six floats.
 _SIZE, _STRIDE = b"K\x02K\x03\x86", b"K\x03K\x01\x86"
+EMPTY_TENSOR = named("torch", "FloatTensor") + b")\x81"
 
 
 def over_six(body: bytes, keys: tuple[str, ...] = ("1",)) -> bytes:
@@ -22,6 +23,17 @@ def rebuilt(storage: bytes, size: bytes = _SIZE, stride: bytes = _STRIDE) -> byt
     return (
         named("torch._utils", "_rebuild_tensor") + b"(" + storage + b"K\0" + size + stride + b"tR"
     )
+
+
+def with_state(storage: bytes, size: bytes = _SIZE, stride: bytes = _STRIDE) -> bytes:
+    """Make a tensor as torch 0.1 pickled it: an empty one, and its state."""
+    return EMPTY_TENSOR + b"(" + storage + b"K\0" + size + stride + b"tb"
+
+
+def parameter(state: bytes, make: bytes = b"R") -> bytes:
+    """Make a parameter as torch before 0.4 pickled it: of a tensor, and its state."""
+    tensor = rebuilt(persistent_id("1", 6))
+    return named("torch.nn.parameter", "Parameter") + tensor + b"\x85" + make + state + b"b"
 
 
 # What torch 0.1 to 1.5 wrote, and torch still loads.
@@ -37,27 +49,9 @@ OLD_FORMS = {
         + rebuilt(persistent_id("1", 6))
         + b"e"
     ),
-    "tensor_with_a_state": over_six(
-        named("torch", "FloatTensor")
-        + b")\x81("
-        + persistent_id("1", 6)
-        + b"K\0"
-        + _SIZE
-        + _STRIDE
-        + b"tb"
-    ),
-    "parameter_with_a_state": over_six(
-        named("torch.nn.parameter", "Parameter")
-        + rebuilt(persistent_id("1", 6))
-        + b"\x85R(\x88\x89"
-        + ORDERED_DICT
-        + b"tb"
-    ),
-    "parameter_without_hooks": over_six(
-        named("torch.nn.parameter", "Parameter")
-        + rebuilt(persistent_id("1", 6))
-        + b"\x85\x81(\x89\x89Ntb"
-    ),
+    "tensor_with_a_state": over_six(with_state(persistent_id("1", 6))),
+    "parameter_with_a_state": over_six(parameter(b"(\x88\x89" + ORDERED_DICT + b"t")),
+    "parameter_without_hooks": over_six(parameter(b"(\x89\x89Nt", make=b"\x81")),
     "strings_of_python_2": legacy_file(
         program(b"}U\x01w" + rebuilt(persistent_id("1", 6).replace(text("1"), b"U\x011")) + b"s"),
         b"\x80\x02]U\x011a.",
@@ -133,29 +127,28 @@ REFUSED = {
     + persistent_id("2", 6)
     + b"e",
     "five_parts": persistent_id("1", 6, b""),
-    "tensor_without_its_state": named("torch", "FloatTensor") + b")\x81",
+    "tensor_without_its_state": EMPTY_TENSOR,
     "tensor_that_waits_for_its_state": b"]("
-    + named("torch", "FloatTensor")
-    + b")\x81q\1"
+    + EMPTY_TENSOR
+    + b"q\1"
     + rebuilt(persistent_id("1", 6))
     + b"e",
-    "state_that_is_larger": named("torch", "FloatTensor")
-    + b")\x81("
+    "two_that_wait_for_their_states": EMPTY_TENSOR + with_state(persistent_id("1", 6)) + b"\x86",
+    "state_that_is_larger": with_state(
+        persistent_id("1", 6), long1(1 << 30) + b"\x85", b"K\x01\x85"
+    ),
+    "state_over_itself": EMPTY_TENSOR + b"q\1(h\1K\0K\x09\x85K\x01\x85tb",
+    "state_set_twice": with_state(persistent_id("1", 6))
+    + b"("
     + persistent_id("1", 6)
-    + b"K\0"
-    + long1(1 << 30)
-    + b"\x85K\x01\x85tb",
-    "state_over_itself": named("torch", "FloatTensor") + b")\x81q\1(h\1K\0K\x09\x85K\x01\x85tb",
-    "state_set_twice": OLD_FORMS["tensor_with_a_state"]
-    .partition(b"ctorch\nFloatTensor")[2]
-    .partition(b"tb")[0]
-    .join([b"ctorch\nFloatTensor", b"tb(" + persistent_id("1", 6) + b"K\0K\x06\x85K\x01\x85tb"]),
-    "parameter_over_a_storage": named("torch.nn.parameter", "Parameter")
-    + rebuilt(persistent_id("1", 6))
-    + b"\x85R("
-    + persistent_id("1", 6)
-    + b"K\0K\x09\x85K\x01\x85tb",
-    "parameter_with_hooks": named("torch.nn.parameter", "Parameter")
-    + rebuilt(persistent_id("1", 6))
-    + b"\x85R(\x88\x89}K\1K\2stb",
+    + b"K\0K\x06\x85K\x01\x85tb",
+    # Six floats, seen a million million times, and copied.
+    "copy_of_an_endless_tensor": call(
+        "torch._utils",
+        "_rebuild_sparse_tensor",
+        b"N",
+        with_state(persistent_id("1", 6), long1(1 << 40) + b"\x85", b"K\0\x85") + b"\x85",
+    ),
+    "parameter_over_a_storage": parameter(b"(" + persistent_id("1", 6) + b"K\0K\x09\x85K\x01\x85t"),
+    "parameter_with_hooks": parameter(b"(\x88\x89}K\1K\2st"),
 }
