@@ -138,10 +138,10 @@ def without_checksums(obj: object) -> bytes:
         torch.serialization.set_crc32_options(before)
 
 
-def legacy_bytes(obj: object) -> bytes:
+def legacy_bytes(obj: object, *, pickle_protocol: int = 2) -> bytes:
     """Return a file of the format before torch 1.6."""
     file = io.BytesIO()
-    torch.save(obj, file, _use_new_zipfile_serialization=False)
+    torch.save(obj, file, pickle_protocol=pickle_protocol, _use_new_zipfile_serialization=False)
     return file.getvalue()
 
 

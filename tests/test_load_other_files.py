@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +25,10 @@ from tests.archives import (
     with_records,
     write_archive,
 )
+from tests.legacy_files import tar_file
 from tests.loaded_files import load_bytes
 from tests.specimens import assert_same, fill, quiet, storage_bytes
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastckpt
 from fastckpt import FormatError
@@ -35,12 +40,15 @@ OTHER_ORDER = "big" if sys.byteorder == "little" else "little"
 
 
 @pytest.mark.parametrize("weights_only", [True, False])
-def test_files_before_torch_1_6_are_left_to_torch(weights_only: bool, tmp_path: Path) -> None:
+def test_files_before_torch_1_6_are_loaded(weights_only: bool, tmp_path: Path) -> None:
+    """Of which test_load_legacy.py has more."""
     obj = {"w": torch.arange(3.0), "v": [torch.ones(2)]}
     path = tmp_path / "old.pt"
     path.write_bytes(legacy_bytes(obj))
-    assert_same(fastckpt.load(path, weights_only=weights_only), obj)
-    assert_same(load_bytes(path.read_bytes(), weights_only=weights_only), obj)
+    with pytest.warns(fastckpt.MissingChecksumWarning, match="before torch 1.6|torch before 1.6"):
+        assert_same(fastckpt.load(path, weights_only=weights_only), obj)
+    with pytest.warns(fastckpt.MissingChecksumWarning):
+        assert_same(load_bytes(path.read_bytes(), weights_only=weights_only), obj)
 
 
 def test_torchscript_is_left_to_torch(tmp_path: Path) -> None:
@@ -54,7 +62,7 @@ def test_torchscript_is_left_to_torch(tmp_path: Path) -> None:
     assert module(torch.ones(1, 2)).shape == (1, 2)
 
 
-def test_tar_files_are_left_to_torch(tmp_path: Path) -> None:
+def test_tar_files_are_refused_as_in_torch(tmp_path: Path) -> None:
     path = tmp_path / "old.tar"
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
@@ -65,13 +73,67 @@ def test_tar_files_are_left_to_torch(tmp_path: Path) -> None:
     assert str(ours.value) == str(torchs.value)
 
 
-def test_safetensors_are_left_to_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("map_location", [None, "cpu", torch.device("cpu")])
+def test_safetensors_are_loaded_as_by_torch(map_location: Any, tmp_path: Path) -> None:
+    state = {"w": torch.arange(6.0).reshape(2, 3), "v": torch.ones(2, dtype=torch.bfloat16)}
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"anything")
-    calls = []
-    monkeypatch.setattr(torch, "load", lambda *args, **options: calls.append((args, options)))
-    fastckpt.load(path, "cpu")
-    assert calls == [((path, "cpu"), {"weights_only": True, "mmap": False})]
+    pytest.importorskip("safetensors.torch").save_file(state, path)
+    with pytest.warns(fastckpt.MissingChecksumWarning, match="is a safetensors file"):
+        assert_same(fastckpt.load(path, map_location), state)
+
+
+@pytest.mark.parametrize("map_location", [{"cpu": "cpu"}, lambda storage, _location: storage])
+def test_safetensors_go_to_a_device_only(map_location: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    pytest.importorskip("safetensors.torch").save_file({"w": torch.ones(1)}, path)
+    with pytest.raises(RuntimeError, match="map_location is not supported"):
+        fastckpt.load(path, map_location, verify=False)
+
+
+@pytest.mark.parametrize("content", [legacy_bytes, torch_bytes], ids=["legacy", "archive"])
+def test_a_name_of_safetensors_hides_no_pickle(
+    content: Callable[[object], bytes], tmp_path: Path
+) -> None:
+    """torch before 2.10 does not look at the name, and so at a pickle that nobody has walked."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content({"w": torch.ones(3)}))
+    with pytest.raises(FormatError, match="is not a safetensors file, or is damaged"):
+        fastckpt.load(path, verify=False)
+
+
+@pytest.mark.parametrize("form", ["legacy", "tar", "torchscript", "safetensors", "archive"])
+@pytest.mark.parametrize("mode", ["none", "fake", "skip_data"])
+def test_nothing_is_handed_to_torch_load(
+    form: str, mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would open the file again, and find there what it likes."""
+    path = tmp_path / ("model.safetensors" if form == "safetensors" else "model.pt")
+    if form == "safetensors":
+        pytest.importorskip("safetensors.torch").save_file({"w": torch.ones(1)}, path)
+    else:
+        contents: dict[str, Callable[[], bytes]] = {
+            "legacy": lambda: legacy_bytes({"w": torch.ones(3)}),
+            "tar": tar_file,
+            "torchscript": torchscript_bytes,
+            "archive": lambda: torch_bytes({"w": torch.ones(3)}),
+        }
+        path.write_bytes(contents[form]())
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(torch.jit, "load", refuse)
+    if (form, mode) == ("safetensors", "fake"):
+        pytest.skip("safetensors makes no fake tensors, here as in torch.load")
+    modes = {
+        "none": contextlib.nullcontext,
+        "fake": FakeTensorMode,
+        "skip_data": torch.serialization.skip_data,
+    }
+    is_refused = form in ("tar", "torchscript")
+    with modes[mode](), pytest.raises(RuntimeError) if is_refused else contextlib.nullcontext():
+        assert "w" in fastckpt.load(path, verify=False)
 
 
 @pytest.mark.parametrize(

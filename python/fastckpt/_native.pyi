@@ -23,6 +23,7 @@ __all__ = [
     "Damage",
     "FileReport",
     "Graph",
+    "LegacyFile",
     "Lost",
     "Memory",
     "Opaque",
@@ -145,6 +146,9 @@ class Graph:
     @property
     def outside(self) -> str | None:
         """The first thing that only torch's own unpickler can build, or None."""
+    @property
+    def pickle(self) -> bytes:
+        """The bytes that were decoded."""
     @property
     def storages(self) -> list[StorageInfo]: ...
     def dtypes(self) -> list[str]:
@@ -281,6 +285,29 @@ class Archive:
         progress: _Progress | None = None,
     ) -> None:
         """Check the CRC of records that nobody reads."""
+
+@final
+class LegacyFile:
+    """A file of torch before 1.6 that is open for reading; all but the elements has been checked.
+
+    The sizes of the storages are those of the object's pickle, and the file has so many bytes.
+    """
+
+    @staticmethod
+    def open_fd(fd: int, name: str, start: int) -> LegacyFile:
+        """Read a regular file that is open, from offset `start` on; `fd` is duplicated."""
+    @staticmethod
+    def open_bytes(data: bytes, name: str, start: int) -> LegacyFile:
+        """Read a file that lies in memory, from offset `start` on."""
+    @property
+    def archive(self) -> Archive:
+        """Its storages, as the records data/<key> of an archive without checksums."""
+    @property
+    def graph(self) -> Graph:
+        """What the object's pickle describes."""
+    @property
+    def end(self) -> int:
+        """Where the object ends in the file; what follows is not looked at."""
 
 @final
 class Written:

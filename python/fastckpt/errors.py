@@ -68,7 +68,7 @@ class FormatError(CheckpointError, RuntimeError):
 
 
 class TorchScriptError(FormatError):
-    """A TorchScript archive with compressed records; `load` hands it to torch.load."""
+    """A TorchScript archive with compressed records; it needs ``weights_only=False`` and torch.load."""
 
 
 class ChecksumError(CheckpointError, RuntimeError):

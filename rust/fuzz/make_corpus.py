@@ -5,7 +5,8 @@ Run it from the top of the repository with a Python that has torch and the test 
 
     python rust/fuzz/make_corpus.py
 
-Files with other names (what fuzzing has found, `regression-*`) stay as they are.
+Files with other names (what fuzzing has found, `regression-*`) stay as they are. In files of torch before 1.6
+the storages are named by where they lay in memory, so those of torch.save differ from run to run.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -29,7 +30,8 @@ from torch.utils.serialization import config
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.archives import data_pkl, records, torch_bytes, with_records  # noqa: E402
+from tests import legacy_specimens  # noqa: E402
+from tests.archives import data_pkl, legacy_bytes, records, torch_bytes, with_records  # noqa: E402
 from tests.faults import hostile_archives as hostile  # noqa: E402
 from tests.faults.damage import small_optimizer, small_weights  # noqa: E402
 from tests.faults.forgery import Entry, Forged, with_pickle  # noqa: E402
@@ -66,6 +68,8 @@ def main() -> None:
         }
     write("archive", archives, ".pt", keep=["1000-tensors", "alignment-4096"])
     write("tensors", tensors, ".pt")
+    with quiet():
+        write("legacy", dict(legacy_files()), ".pt")
     write("pickle", pickles, ".pkl")
 
 
@@ -138,6 +142,23 @@ def real_pickles() -> Iterator[tuple[str, bytes]]:
     """Yield the pickles that the decoder's own tests have."""
     for path in sorted(REAL_PICKLES.glob("*.pkl")):
         yield path.stem, path.read_bytes()
+
+
+def legacy_files() -> Iterator[tuple[str, bytes]]:
+    """Yield files of torch before 1.6: honest ones, those that lie, and those that are cut off."""
+    yield "torch", (REAL_FILES / "legacy.pt").read_bytes()
+    for specimen in SPECIMENS:
+        yield f"object-{specimen.name}", legacy_bytes(specimen.make())
+    for name, data in legacy_specimens.OLD_FORMS.items():
+        yield f"old-{name}", data
+    for name, (data, _) in legacy_specimens.WRONG_SIZES.items():
+        yield f"hostile-{name}", data
+    for name, body in legacy_specimens.REFUSED.items():
+        yield f"hostile-{name}", legacy_specimens.over_six(body)
+    weights = legacy_bytes(small_weights())
+    yield "weights", weights
+    yield "hostile-cut-off", weights[: len(weights) // 2]
+    yield "odd-trailing-bytes", weights + b"trailing"
 
 
 def malicious() -> Iterator[tuple[str, bytes]]:

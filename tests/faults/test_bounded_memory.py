@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.archives import torch_bytes
+from tests.archives import legacy_bytes, torch_bytes
 from tests.faults.children import Outcome, run_in_child
 from tests.faults.forgery import Entry, Forged, with_pickle
 from tests.faults.requirements import need_root
@@ -165,6 +165,22 @@ def test_loading_takes_the_tensors_once(tmp_path: Path) -> None:
     assert outcome.ok, outcome
     # The tensors themselves, which the watch has seen, and little more.
     assert TENSORS_NBYTES * 9 // 10 < outcome.value <= TENSORS_NBYTES + REST_NBYTES
+
+
+@pytest.mark.parametrize("pad", range(0, 16, 5))
+def test_a_file_before_torch_1_6_takes_the_tensors_once(pad: int, tmp_path: Path) -> None:
+    """Its tensors lie at any offset, where none may lie in memory: they are not copied as a whole."""
+    path, nbytes = tmp_path / "old.pt", 192 * MIB
+    path.write_bytes(legacy_bytes({"x" * pad: torch.zeros(nbytes, dtype=torch.uint8)}))
+
+    def load() -> int:
+        with watching() as peak_nbytes:
+            fastckpt.load(path, verify=False)
+        return peak_nbytes()
+
+    outcome = run_in_child(load)
+    assert outcome.ok, outcome
+    assert nbytes * 9 // 10 < outcome.value <= nbytes + REST_NBYTES
 
 
 def test_a_small_step_takes_little(tmp_path: Path) -> None:

@@ -72,8 +72,8 @@ def verdict(path: Path) -> str:
         return _refused(path, refusal)
     except Exception:
         if is_torchscript:
-            # That is torch.load's own error: it was given the file, unchecked.
-            return "handed to torch"
+            # In the words of torch.load, which is not given the file.
+            return "TorchScript"
         raise
     if any(damage.expected is not None for damage in report.damages):
         raise Disagreement(f"loaded, but verify found {report.damages[0]}")

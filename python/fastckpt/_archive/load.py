@@ -1,7 +1,5 @@
 """Read an object from a .pt file: the counterpart of torch.load."""
 
-# mypy: untyped-calls-exclude=torch
-
 from __future__ import annotations
 
 import os
@@ -9,14 +7,14 @@ import warnings
 from collections.abc import Callable
 from typing import IO, Any, Literal
 
-import torch
-
 from fastckpt._contents.opening import Kind, is_path, open_source
 from fastckpt._native import Archive
 from fastckpt.errors import ChecksumError, FormatError, MissingChecksumWarning, TorchScriptError
 
 from .configuration import configured_mmap
+from .frames import is_faking
 from .load_job import LoadJob
+from .other_files import load_by_torch, load_legacy
 from .placement import MapLocation, is_meta
 
 _TRUE = ("1", "y", "yes", "true")
@@ -41,9 +39,11 @@ def load(
     other processes, but the file must not be truncated or written in place while they live.
     ``torch.serialization.set_default_mmap_options(MAP_SHARED)`` has no effect.
 
-    Handed to torch.load unchanged, and so not checked: files of torch before 1.6, TorchScript
-    archives, ``.safetensors`` files, and loads under a FakeTensorMode or inside
-    ``torch.serialization.skip_data``.
+    Files of torch before 1.6 have no checksums. Their pickles are looked at as any other, and their
+    sizes compared with the file. TorchScript archives and tar files (torch before 0.2) are refused,
+    and with ``weights_only=False`` handed to torch.load; ``.safetensors`` files are loaded by
+    safetensors, as torch.load does. Under a FakeTensorMode and inside
+    ``torch.serialization.skip_data`` no payload is read, and so none is checked.
 
     Args:
         f: A path, or a binary file object that can seek, where the archive begins at the current
@@ -57,9 +57,9 @@ def load(
             TORCH_FORCE_WEIGHTS_ONLY_LOAD is set. None means that the caller has no opinion:
             True, unless TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
         mmap: Whether to map the file; None is ``torch.utils.serialization.config.load.mmap``.
-        verify: Whether to check CRCs. Where the writer stored none, True warns with
-            `MissingChecksumWarning`, and "require" raises. With False and ``mmap=True``, bytes
-            are read when they are first used.
+        verify: Whether to check CRCs. Where there are none to compare (the writer stored none, or
+            the format has none), True warns with `MissingChecksumWarning`, and "require" raises.
+            With False and ``mmap=True``, bytes are read when they are first used.
         threads: Number of threads that read; None chooses.
         progress: Called with bytes done and bytes in all, in the calling thread. What it raises
             ends the load and is raised from here.
@@ -89,15 +89,26 @@ def load(
     weights_only = _weights_only(weights_only)
     mmap = configured_mmap() if mmap is None else mmap
     _check_arguments(verify, threads)
-    if needs_torch():
-        return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
     with open_source(f) as source:
+        if source.kind is Kind.LEGACY:
+            return load_legacy(
+                source,
+                f,
+                map_location,
+                weights_only=weights_only,
+                mmap=mmap,
+                verify=verify,
+                threads=threads,
+                progress=progress,
+            )
         try:
             archive = source.archive() if source.kind is Kind.ZIP else None
         except TorchScriptError:
             archive = None
     if archive is None or archive.kind == "torchscript":
-        return torch.load(f, map_location, weights_only=weights_only, mmap=mmap)
+        return load_by_torch(
+            source, f, map_location, weights_only=weights_only, mmap=mmap, verify=verify
+        )
     if mmap and not is_path(f):
         raise ValueError("f must be a file path in order to use the mmap argument")
     return load_archive(
@@ -128,7 +139,7 @@ def load_archive(
             "(a .pt2 or torch.package archive? those have loaders of their own)",
             path=archive.path,
         )
-    if not is_meta(map_location):
+    if not is_meta(map_location) and not is_faking():
         look_for_checksums(archive, verify)
     job = LoadJob(archive, map_location, weights_only, mmap, bool(verify), threads, progress)
     return job.run()
@@ -172,9 +183,3 @@ def _check_arguments(verify: bool | Literal["require"], threads: int | None) -> 
         raise ValueError(f"verify must be True, False or 'require', not {verify!r}")
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, or None to choose, not {threads}")
-
-
-def needs_torch() -> bool:
-    """Whether a mode is active in which torch.load makes tensors without data."""
-    fake = torch._guards.detect_fake_mode(None) is not None
-    return fake or torch.serialization._serialization_tls.skip_data

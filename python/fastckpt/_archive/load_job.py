@@ -16,11 +16,12 @@ from torch.serialization import LoadEndianness
 from fastckpt._native import Archive, Graph, Span, StorageInfo
 from fastckpt.errors import FormatError, UnsafePickleError
 
-from .placement import MapLocation, decide, is_meta, restore_location
+from .frames import fetch_frames, is_faking, meta_storage
+from .placement import MapLocation, decide, restore_location
 from .staging import StorageLoader
 from .unpickling import (
     HostStorages,
-    StorageRequest,
+    LegacyStorageTable,
     StorageTable,
     check_size,
     missing_record,
@@ -43,14 +44,22 @@ class LoadJob:
     verify: bool
     threads: int | None
     progress: Callable[[int, int], None] | None
+    # The object of a file of torch before 1.6; the archive has its storages, and their sizes fit.
+    legacy: Graph | None = None
 
     def run(self) -> Any:
-        graph = self._decode()
-        swap = byte_order(self.archive) != sys.byteorder
+        graph: Graph | None
+        if self.legacy is not None:
+            # Whatever wrote it: torch swaps bytes on a machine that has them the other way.
+            graph, order = self.legacy, "little"
+        else:
+            graph, order = self._decode(), byte_order(self.archive)
+            if graph is not None:
+                check_sizes(self.archive, graph)
+        swap = order != sys.byteorder
         if graph is not None:
             check_dtypes(self.archive.path, graph.dtypes())
-            check_sizes(self.archive, graph)
-        if graph is not None and graph.outside is None and not swap:
+        if graph is not None and graph.outside is None and not swap and not is_faking():
             locations = {info.location for info in graph.storages}
             devices = decide(locations, self.map_location)
             if devices is not None:
@@ -86,7 +95,7 @@ class LoadJob:
 
         placed: dict[int, Span | torch.UntypedStorage] = {}
         for i in on["meta"]:
-            placed[i] = _meta_storage(self.archive, infos[i].key, infos[i].nbytes)
+            placed[i] = meta_storage(self.archive, infos[i].key, infos[i].nbytes)
         spans = self._read(host_keys, parts.of(0))
         placed.update(zip(host, spans, strict=True))
         if staged:
@@ -101,11 +110,13 @@ class LoadJob:
     def _unpickle(self, graph: Graph | None, *, swap: bool) -> Any:
         """Read what the pickle may ask for, then let torch's or Python's unpickler build it."""
         unpickle = unpickle_restricted if self.weights_only else unpickle_unrestricted
-        data = self.archive.read_record("data.pkl", verify=self.verify)
+        # The bytes that the decoder has walked: the file may be another one by now.
+        data = self._pickle() if graph is None else graph.pickle
         path = self.archive.path
-        if is_meta(self.map_location):
-            table = StorageTable(path, _MetaStorages(self.archive).fetch)
-            return unpickle(data, table, path, self.map_location)
+        table_of = StorageTable if self.legacy is None else LegacyStorageTable
+        frames = fetch_frames(self.archive, self.map_location, is_legacy=self.legacy is not None)
+        if frames is not None:
+            return unpickle(data, table_of(path, frames), path, self.map_location)
         if graph is None:
             keys = [name.removeprefix(_DATA) for name in self._data_names()]
             unread = []
@@ -116,7 +127,10 @@ class LoadJob:
         spans = dict(zip(keys, self._read(keys, parts.of(0)), strict=True))
         self._check(unread, parts.of(1))
         storages = HostStorages(path, spans, restore_location(self.map_location), swap=swap)
-        return unpickle(data, StorageTable(path, storages.fetch), path, self.map_location)
+        return unpickle(data, table_of(path, storages.fetch), path, self.map_location)
+
+    def _pickle(self) -> bytes:
+        return self.archive.read_record("data.pkl", verify=self.verify)
 
     def _read(self, keys: list[str], progress: Callable[[int, int], None] | None) -> list[Span]:
         if not keys:
@@ -172,23 +186,6 @@ class _Parts:
         before, nbytes, total = sum(self._nbytes[:part]), self._nbytes[part], sum(self._nbytes)
         # The core's own total has the headers in it.
         return lambda done, of: progress(before + (done * nbytes // of if of else nbytes), total)
-
-
-class _MetaStorages:
-    """Makes storages on the meta device, for which no payload is read."""
-
-    def __init__(self, archive: Archive) -> None:
-        self._archive = archive
-
-    def fetch(self, request: StorageRequest) -> torch.UntypedStorage:
-        return _meta_storage(self._archive, request.key, request.nbytes)
-
-
-def _meta_storage(archive: Archive, key: str, nbytes: int) -> torch.UntypedStorage:
-    storage = torch.UntypedStorage(nbytes, device="meta")
-    # Where the payload lies in the file, for those who read it on their own (torch 2.7).
-    storage._checkpoint_offset = archive.record_offset(_DATA + key)
-    return storage
 
 
 def _device_storage(nbytes: int, device: torch.device) -> torch.UntypedStorage:

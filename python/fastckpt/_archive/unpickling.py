@@ -57,6 +57,9 @@ class StorageTable:
         fetch: Makes the storage for a request.
     """
 
+    #: What the pickle is called in messages.
+    pickle = "data.pkl"
+
     def __init__(self, path: str, fetch: Callable[[StorageRequest], Any]) -> None:
         self._path = path
         self._fetch = fetch
@@ -82,6 +85,33 @@ class StorageTable:
         if known is None:
             self._loaded[request.key] = typed
         return typed
+
+
+class LegacyStorageTable(StorageTable):
+    """The same for files of torch before 1.6, as `torch.serialization._legacy_load` does it.
+
+    Persistent ids have a sixth part there: None, or which part of the storage is meant.
+    """
+
+    pickle = "its pickle"
+
+    def __init__(self, path: str, fetch: Callable[[StorageRequest], Any]) -> None:
+        super().__init__(path, fetch)
+        self._views: dict[str, torch.storage.TypedStorage] = {}
+
+    def load(self, pid: object) -> torch.storage.TypedStorage:
+        """Return the storage for a persistent id, or the part of it that is meant."""
+        if not isinstance(pid, tuple) or len(pid) != 6:
+            raise FormatError(f"{self._path}: its pickle refers to no storage", path=self._path)
+        storage = super().load(pid[:5])
+        if pid[5] is None:
+            return storage
+        key, offset, numel = pid[5]
+        if key not in self._views:
+            itemsize = storage.dtype.itemsize
+            part = _part(storage._untyped_storage, offset * itemsize, numel * itemsize)
+            self._views[key] = _typed(part, storage.dtype)
+        return self._views[key]
 
 
 class HostStorages:
@@ -198,7 +228,7 @@ def unpickle_restricted(
             if table.failed:
                 raise
             raise FormatError(
-                f"{path}: an object in data.pkl cannot be built: {type(error).__name__}: {error}",
+                f"{path}: an object in {table.pickle} cannot be built: {type(error).__name__}: {error}",
                 path=path,
             ) from error
     return result
@@ -217,7 +247,9 @@ def unpickle_unrestricted(
         except (pickle.UnpicklingError, EOFError) as error:
             if isinstance(error, CheckpointError):
                 raise
-            raise FormatError(f"{path}: data.pkl is no valid pickle: {error}", path=path) from error
+            raise FormatError(
+                f"{path}: {table.pickle} is no valid pickle: {error}", path=path
+            ) from error
         _validate_sparse(weights_only=False)
     return result
 
@@ -277,6 +309,14 @@ def _validate_sparse(*, weights_only: bool) -> None:
 
 def _typed(storage: Any, dtype: torch.dtype) -> torch.storage.TypedStorage:
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+
+
+def _part(storage: torch.UntypedStorage, offset: int, nbytes: int) -> torch.UntypedStorage:
+    """Return a part of a storage, over the same memory."""
+    if storage.device.type == "meta":
+        return torch.UntypedStorage(nbytes, device="meta")
+    part: torch.UntypedStorage = storage[offset : offset + nbytes]
+    return part
 
 
 def _parse(pid: object, path: str) -> StorageRequest:

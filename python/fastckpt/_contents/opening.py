@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from fastckpt._native import Archive
+from fastckpt._native import Archive, LegacyFile
 from fastckpt.errors import FormatError
 
 # First bytes of a zip archive that has records (zip APPNOTE 4.3.7).
@@ -30,6 +30,7 @@ class Kind(enum.Enum):
 
     ZIP = "a zip archive"
     LEGACY = "a file of torch before 1.6"
+    TAR = "a tar file of torch before 0.2"
     SAFETENSORS = "a safetensors file"
 
 
@@ -46,20 +47,45 @@ class Source:
         self.kind = kind
         self._fd = fd
         self._file = file
+        self._position = 0 if file is None else file.tell()
 
     def archive(self) -> Archive:
         """Open the zip archive; what is wrong with it raises `FormatError`."""
         if self._fd is not None:
             return Archive.open_fd(self._fd, self.name)
-        position = self._file.tell()
+        data, start = self._bytes()
+        return Archive.open_bytes(data[start:] if start else data, self.name)
+
+    def legacy(self) -> LegacyFile:
+        """Open the file of torch before 1.6, and check all but its elements.
+
+        A file object then stands behind the object that was saved, as torch.load leaves it:
+        several may have been saved one behind the other.
+
+        Raises:
+            UnsafePickleError: ``weights_only=True`` does not allow what is in its pickles.
+            FormatError: Its sizes do not agree, or it is damaged.
+        """
+        if self._fd is not None:
+            legacy = LegacyFile.open_fd(self._fd, self.name, self._position)
+            end = legacy.end
+        else:
+            data, start = self._bytes()
+            legacy = LegacyFile.open_bytes(data, self.name, start)
+            end = legacy.end - start + self._position
+        if self._file is not None:
+            self._file.seek(end)
+        return legacy
+
+    def _bytes(self) -> tuple[bytes, int]:
+        """Return bytes that cannot change any more, and where among them the object begins."""
         if type(self._file) is io.BytesIO:
             # Shares the buffer until one of the two is changed.
-            data = self._file.getvalue()
-            return Archive.open_bytes(data[position:] if position else data, self.name)
+            return self._file.getvalue(), self._position
         data = self._file.read()
         # torch.load may be given the file next, and begins where it stands.
-        self._file.seek(position)
-        return Archive.open_bytes(data, self.name)
+        self._file.seek(self._position)
+        return data, 0
 
 
 def is_path(f: object) -> bool:
@@ -123,6 +149,8 @@ def _look_at_file(file: Any) -> Source:
     if not isinstance(head, bytes):
         raise TypeError(f"{name} is open for text: fastckpt.load needs it opened with mode 'rb'")
     found = _recognise(head, name)
+    if found is Kind.LEGACY and _is_plain_file(file):
+        return Source(name, found, fd=file.fileno(), file=file)
     if position == 0 and found is Kind.ZIP and _is_plain_file(file):
         return Source(name, found, fd=file.fileno())
     return Source(name, found, fd=None, file=file)
@@ -175,9 +203,10 @@ def _recognise(head: bytes, name: str) -> Kind:
     if head.startswith(_ZIP_MAGIC):
         return Kind.ZIP
     pickled = head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]
-    tar = head[_TAR_MAGIC_OFFSET:].startswith(_TAR_MAGIC)
-    if pickled or tar or head.startswith(_LEGACY_TEXT):
+    if pickled or head.startswith(_LEGACY_TEXT):
         return Kind.LEGACY
+    if head[_TAR_MAGIC_OFFSET:].startswith(_TAR_MAGIC):
+        return Kind.TAR
     raise FormatError(
         f"{name} is not a checkpoint: {_describe(head)}. Load an older checkpoint.", path=name
     )

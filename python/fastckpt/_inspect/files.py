@@ -97,7 +97,7 @@ def read_source_values(source: Source) -> tuple[Archive, PlainValues]:
 
 def _open_archive(source: Source) -> Archive:
     name = source.name
-    if source.kind is Kind.LEGACY:
+    if source.kind in (Kind.LEGACY, Kind.TAR):
         raise UncoveredFormatError(
             f"{name} is a file of torch before 1.6 (or of the old serialization), and its pickle "
             "says nothing without being executed",

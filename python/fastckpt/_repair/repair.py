@@ -218,7 +218,9 @@ class _Job:
             host_storage(spans[key], spans[key].nbytes) if key in spans else _empty_storage()
             for key in map(str, range(self._count(graph)))
         ]
-        pickled = Pickled.of(self._archive.read_record(_PICKLE), storages)
+        # With the storages that it was counted with.
+        data = self._archive.read_record(_PICKLE) if graph is None else graph.pickle
+        pickled = Pickled.of(data, storages)
         mark = self._archive.save_mark
         return self._write(
             Outcome.WHOLE,

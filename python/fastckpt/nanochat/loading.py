@@ -89,7 +89,7 @@ def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = 
 def load_part(part: Part, device: str | torch.device) -> Any:
     """Load one archive to a device; all that nanochat loads from disk comes through here."""
     archive = part.archive
-    if archive is None or archive.kind == "torchscript" or load.needs_torch():
+    if archive is None or archive.kind == "torchscript":
         return load.load(part.path, map_location=device)
     return load.load_archive(archive, device)
 

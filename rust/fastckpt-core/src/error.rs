@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use fastckpt_format::FormatError;
+use fastckpt_format::legacy::LegacyError;
 use fastckpt_format::pickle::PickleError;
 
 /// The result of everything that touches files.
@@ -184,6 +185,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong with it.
         source: PickleError,
+    },
+    /// A file of torch before 1.6 is not what torch.save wrote then, or asks for what is not allowed.
+    #[error("{}: {source}", path.display())]
+    Legacy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: LegacyError,
     },
     /// A record is not there, or says what it cannot.
     #[error("{}: record {record} {problem}", path.display())]

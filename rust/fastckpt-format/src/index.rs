@@ -172,6 +172,17 @@ impl Index {
         }
     }
 
+    /// The same for records that have no CRC, and names that may differ by case alone.
+    pub(crate) fn without_checksums(entries: Vec<Entry>, file_nbytes: u64) -> Self {
+        let names = entries.iter().enumerate();
+        let names = names.map(|(position, entry)| (entry.name.clone(), position));
+        Self {
+            names: Names(names.collect()),
+            checksums: Checksums::None,
+            ..Self::of_records(String::new(), entries, file_nbytes)
+        }
+    }
+
     /// The root folder, without the slash.
     #[must_use]
     pub fn root(&self) -> &str {
@@ -310,7 +321,7 @@ where
     Ok(())
 }
 
-/// Positions by name, as torch looks names up: without regard to ASCII case.
+/// Positions by name, as torch looks names up: without regard to ASCII case, so in lower case.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Names(HashMap<String, usize>);
 
@@ -333,7 +344,9 @@ impl Names {
     }
 
     fn find(&self, name: &str) -> Option<usize> {
-        self.0.get(&name.to_ascii_lowercase()).copied()
+        let position = self.0.get(name);
+        let position = position.or_else(|| self.0.get(&name.to_ascii_lowercase()));
+        position.copied()
     }
 
     fn kind(&self) -> Kind {

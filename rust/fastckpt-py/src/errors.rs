@@ -7,6 +7,7 @@ use fastckpt_core::error::{ChecksumMismatch, shortage};
 use fastckpt_core::{Error, Phase};
 use fastckpt_format::FormatError;
 use fastckpt_format::index::Kind;
+use fastckpt_format::legacy::LegacyError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -40,6 +41,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         }
         Error::Format { path, source } => with_path(py, format_class(&source), &message, &path),
         Error::Record { path, .. } => with_path(py, "FormatError", &message, &path),
+        Error::Legacy { path, source } => with_path(py, legacy_class(&source), &message, &path),
         Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
@@ -57,6 +59,13 @@ fn format_class(error: &FormatError) -> &'static str {
             kind: Kind::TorchScript,
             ..
         } => "TorchScriptError",
+        _ => "FormatError",
+    }
+}
+
+fn legacy_class(error: &LegacyError) -> &'static str {
+    match error {
+        LegacyError::Pickle { .. } | LegacyError::NotPlain { .. } => "UnsafePickleError",
         _ => "FormatError",
     }
 }

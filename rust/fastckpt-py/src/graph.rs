@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use fastckpt_format::pickle::{Dtype, Graph, StorageId, StorageRef};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyBytes, PyList};
 
 use crate::{build, outline};
 
@@ -17,6 +17,11 @@ impl PyGraph {
     #[getter]
     fn outside(&self) -> Option<&str> {
         self.0.outside()
+    }
+
+    #[getter]
+    fn pickle<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.0.pickle())
     }
 
     #[getter]

@@ -17,6 +17,7 @@ mod detach;
 mod errors;
 mod graph;
 mod held;
+mod legacy;
 mod numbers;
 mod objects;
 mod outline;
@@ -39,6 +40,8 @@ mod _native {
     use crate::commit::{PyCommit, PyCopied, PyWritten, archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
+    #[pymodule_export]
+    use crate::legacy::PyLegacyFile;
     #[pymodule_export]
     use crate::numbers::{
         PyComparison, PyPlainFile, arithmetic, average, compare_tensors, decode_numbers,

@@ -17,8 +17,12 @@ const MIN_ALIGNMENT: usize = 16;
 /// Where moved records begin: what torch's own allocator gives.
 const ALIGNMENT: usize = 64;
 
-/// Moves the records that lie badly into memory where they do not.
+/// Moves the records that lie badly to where they do not: a large one within its own memory, so that it is
+/// there once at any time, small ones into other memory.
 pub(super) fn align(spans: &mut [Span]) -> Result<()> {
+    for span in spans.iter_mut() {
+        shift(span);
+    }
     let mut badly_placed: Vec<&mut Span> = spans
         .iter_mut()
         .filter(|span| span.nbytes > 0 && !span.offset.is_multiple_of(MIN_ALIGNMENT))
@@ -31,6 +35,19 @@ pub(super) fn align(spans: &mut [Span]) -> Result<()> {
         rest = later;
     }
     Ok(())
+}
+
+/// Moves a record that lies badly and has its memory for itself.
+fn shift(span: &mut Span) {
+    if span.nbytes == 0 || span.offset.is_multiple_of(MIN_ALIGNMENT) {
+        return;
+    }
+    let offset = span.offset - span.offset % ALIGNMENT;
+    if let Some(memory) = Arc::get_mut(&mut span.memory) {
+        let record = span.offset..span.offset + span.nbytes;
+        memory.as_mut_slice().copy_within(record, offset);
+        span.offset = offset;
+    }
 }
 
 /// How many of the next spans share an arena, and its size.

@@ -22,12 +22,14 @@ mod decode;
 mod directory;
 mod extents;
 mod inspect;
+mod legacy;
 mod load;
 mod plain;
 mod staged;
 
 pub(crate) use extents::{Selection, merge_near};
 pub(crate) use inspect::{Inspection, Mismatch, intersection, within};
+pub use legacy::LegacyFile;
 pub use plain::PlainFile;
 pub use staged::LoadStager;
 

@@ -66,12 +66,18 @@ impl Decoder<'_> {
         let args = self.pop()?;
         let class = self.pop()?;
         self.callee(class, args)?;
-        self.check_new_object(class, args)?;
+        let begins_tensor = self.begins_tensor(class, args);
+        if !begins_tensor {
+            self.check_new_object(class, args)?;
+        }
         if let Node::Global(global) = self.node(class) {
             let path = global.path();
             self.leave(|| format!("object of class {path}"));
         }
-        self.push(Node::NewObject { class, args });
+        let object = self.push(Node::NewObject { class, args });
+        if begins_tensor {
+            self.begun_tensor = Some(object);
+        }
         Ok(())
     }
 

@@ -1,11 +1,11 @@
 //! The opcodes: one pass over the pickle, no recursion, no call.
 
-use super::Limits;
 use super::error::PickleError;
 use super::global::{Global, Known};
 use super::graph::{Node, NodeId, StorageRef};
 use super::machine::{Decoder, EMPTY_TUPLE, FALSE, NONE, TRUE};
 use super::opcode as op;
+use super::{Limits, StorageIds};
 
 /// What one pass over the pickle finds.
 pub(super) struct Decoded {
@@ -21,13 +21,13 @@ pub(super) struct Decoded {
 const MAX_NBYTES: usize = u32::MAX as usize - 16;
 
 /// Decodes a pickle up to `STOP`, and insists that it ends there.
-pub(super) fn run(pickle: &[u8], limits: Limits) -> Result<Decoded, PickleError> {
+pub(super) fn run(pickle: &[u8], limits: Limits, ids: StorageIds) -> Result<Decoded, PickleError> {
     let limit = limits.max_nbytes.min(MAX_NBYTES);
     if pickle.len() > limit {
         let nbytes = pickle.len();
         return Err(PickleError::TooLarge { nbytes, limit });
     }
-    let mut decoder = Decoder::new(pickle, limits);
+    let mut decoder = Decoder::new(pickle, limits, ids);
     while !decoder.step()? {}
     decoder.finish()
 }
@@ -115,6 +115,9 @@ impl Decoder<'_> {
             });
         }
         let root = self.pop()?;
+        if self.begun_tensor.is_some() {
+            return Err(self.refused("a tensor class".to_owned()));
+        }
         if self.cursor.remaining() > 0 {
             return Err(PickleError::Trailing {
                 offset: self.cursor.position(),
@@ -250,6 +253,9 @@ impl Decoder<'_> {
         let state = self.pop()?;
         let target = self.top()?;
         let offset = self.cursor.offset;
+        if self.set_old_state(target, state)? {
+            return Ok(());
+        }
         if self.is_tensor(target) {
             let found = "a tensor";
             return Err(PickleError::BuildTarget { offset, found });

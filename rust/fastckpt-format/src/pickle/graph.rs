@@ -173,7 +173,7 @@ pub enum Node {
 
 impl Node {
     /// What the object is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::None => "None",
             Self::Bool(_) => "a bool",
@@ -215,6 +215,9 @@ pub struct StorageRef {
     pub numel: u64,
     /// Bytes.
     pub nbytes: u64,
+    /// For a part of a storage (a view of torch before 0.4): where it begins in the storage `key`,
+    /// counted in elements. Then `numel` and `nbytes` are those of the part.
+    pub view_offset: Option<u64>,
 }
 
 /// A decoded pickle.
@@ -250,6 +253,12 @@ impl Graph {
             graph.outside = reach::opaque_value(&graph);
         }
         Ok(graph)
+    }
+
+    /// The bytes that were decoded.
+    #[must_use]
+    pub fn pickle(&self) -> &[u8] {
+        &self.pickle
     }
 
     /// Every object that the pickle made, also those that the result does not contain.

@@ -2,11 +2,11 @@
 
 use std::collections::HashMap;
 
-use super::Limits;
 use super::cursor::Cursor;
 use super::error::PickleError;
 use super::graph::{Node, NodeId, StorageId, StorageRef};
 use super::opcode as op;
+use super::{Limits, StorageIds};
 
 /// What is remembered of each node besides itself, for the bounds on tuples as keys.
 #[derive(Clone, Copy)]
@@ -39,6 +39,7 @@ pub(super) const EMPTY_TUPLE: NodeId = NodeId(3);
 pub(super) struct Decoder<'a> {
     pub(super) cursor: Cursor<'a>,
     pub(super) limits: Limits,
+    pub(super) ids: StorageIds,
     pub(super) nodes: Vec<Node>,
     pub(super) facts: Vec<Facts>,
     pub(super) stack: Vec<NodeId>,
@@ -47,18 +48,23 @@ pub(super) struct Decoder<'a> {
     memo: Vec<u32>,
     pub(super) storages: Vec<StorageRef>,
     pub(super) storage_ids: HashMap<&'a [u8], (StorageId, NodeId)>,
+    /// The views of storages, by their own keys.
+    pub(super) view_ids: HashMap<&'a [u8], (StorageId, NodeId)>,
     pub(super) states: Vec<(NodeId, NodeId)>,
+    /// A tensor without its state, see `old_state`.
+    pub(super) begun_tensor: Option<NodeId>,
     pub(super) outside: Option<String>,
     copies_left: u64,
     hashes_left: u64,
 }
 
 impl<'a> Decoder<'a> {
-    pub(super) fn new(pickle: &'a [u8], limits: Limits) -> Self {
+    pub(super) fn new(pickle: &'a [u8], limits: Limits, ids: StorageIds) -> Self {
         let nbytes = pickle.len() as u64;
         let mut decoder = Self {
             cursor: Cursor::new(pickle),
             limits,
+            ids,
             nodes: Vec::with_capacity(pickle.len() / BYTES_PER_NODE),
             facts: Vec::with_capacity(pickle.len() / BYTES_PER_NODE),
             stack: Vec::new(),
@@ -66,7 +72,9 @@ impl<'a> Decoder<'a> {
             memo: Vec::new(),
             storages: Vec::new(),
             storage_ids: HashMap::new(),
+            view_ids: HashMap::new(),
             states: Vec::new(),
+            begun_tensor: None,
             outside: None,
             copies_left: nbytes.saturating_mul(COPIES_PER_BYTE),
             hashes_left: nbytes.saturating_mul(HASHES_PER_BYTE),
@@ -178,7 +186,7 @@ impl<'a> Decoder<'a> {
         self.facts.get(id.index()).copied().unwrap_or(NO_KEY)
     }
 
-    fn add(&mut self, node: Node) -> NodeId {
+    pub(super) fn add(&mut self, node: Node) -> NodeId {
         let mutable = matches!(
             node,
             Node::List(_)

@@ -19,8 +19,10 @@ mod dtype;
 mod error;
 mod global;
 mod graph;
+mod length;
 mod machine;
 mod names;
+mod old_state;
 mod opcode;
 mod reach;
 mod refused;
@@ -32,6 +34,7 @@ pub use dtype::Dtype;
 pub use error::{PickleError, TensorProblem};
 pub use global::Global;
 pub use graph::{Counter, Graph, Node, NodeId, StorageId, StorageRef, Tensor, Text};
+pub use length::length;
 pub use names::Place;
 
 /// What a pickle may ask for.
@@ -64,6 +67,21 @@ impl Default for Limits {
 /// # Ok::<(), fastckpt_format::pickle::PickleError>(())
 /// ```
 pub fn decode(pickle: Vec<u8>, limits: Limits) -> Result<Graph, PickleError> {
-    let decoded = decode::run(&pickle, limits)?;
+    let decoded = decode::run(&pickle, limits, StorageIds::Archive)?;
     Graph::new(pickle, decoded, limits)
+}
+
+/// The same for the pickles of a file of torch before 1.6, see [`crate::legacy`].
+pub(crate) fn decode_legacy(pickle: Vec<u8>, limits: Limits) -> Result<Graph, PickleError> {
+    let decoded = decode::run(&pickle, limits, StorageIds::Legacy)?;
+    Graph::new(pickle, decoded, limits)
+}
+
+/// What a persistent id has for a storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StorageIds {
+    /// Five parts: `('storage', class, key, location, numel)`.
+    Archive,
+    /// A sixth says which part of the storage is meant, `None` for all of it.
+    Legacy,
 }

@@ -36,6 +36,11 @@ pub(super) const LONG1: u8 = 0x8a;
 /// Of protocol 4, but torch's restricted unpickler has it (without an opcode that adds elements).
 pub(super) const EMPTY_SET: u8 = 0x8f;
 
+/// Whether the decoder has an opcode.
+pub(super) fn is_accepted(opcode: u8) -> bool {
+    accepted_name(opcode).is_some()
+}
+
 /// Python's name of an opcode, of every protocol, since messages also name those refused.
 pub(super) fn name(opcode: u8) -> &'static str {
     accepted_name(opcode).unwrap_or_else(|| refused_name(opcode))

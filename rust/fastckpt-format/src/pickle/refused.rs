@@ -12,7 +12,7 @@ use super::graph::{Node, NodeId, StorageId};
 use super::machine::Decoder;
 
 const TYPE_REBUILDER: &str = "torch._tensor._rebuild_from_type_v2";
-const PARAMETER: &str = "torch.nn.parameter.Parameter";
+pub(super) const PARAMETER: &str = "torch.nn.parameter.Parameter";
 /// They copy the tensors that they are given, or go through all of their elements.
 const COPYING: [&str; 3] = [
     "torch._utils._rebuild_device_tensor_from_cpu_tensor",
@@ -34,22 +34,33 @@ fn is_memory(path: &str) -> bool {
         .strip_prefix("torch.")
         .map(|name| name.strip_prefix("cuda.").unwrap_or(name))
         .map(|name| name.strip_prefix("sparse.").unwrap_or(name));
-    name.and_then(|name| name.strip_suffix("Tensor"))
-        .is_some_and(|kind| {
-            matches!(
-                kind,
-                "BFloat16"
-                    | "Bool"
-                    | "Byte"
-                    | "Char"
-                    | "Double"
-                    | "Float"
-                    | "Half"
-                    | "Int"
-                    | "Long"
-                    | "Short"
-            )
-        })
+    name.is_some_and(is_tensor_kind)
+}
+
+/// The classes that strided tensors had before torch 0.4.
+pub(super) fn is_tensor_class(path: &str) -> bool {
+    let name = path
+        .strip_prefix("torch.")
+        .map(|name| name.strip_prefix("cuda.").unwrap_or(name));
+    name.is_some_and(is_tensor_kind)
+}
+
+fn is_tensor_kind(name: &str) -> bool {
+    name.strip_suffix("Tensor").is_some_and(|kind| {
+        matches!(
+            kind,
+            "BFloat16"
+                | "Bool"
+                | "Byte"
+                | "Char"
+                | "Double"
+                | "Float"
+                | "Half"
+                | "Int"
+                | "Long"
+                | "Short"
+        )
+    })
 }
 
 impl Known {
@@ -134,7 +145,10 @@ impl Decoder<'_> {
             return false;
         };
         let path = global.path();
-        path == PARAMETER || path == TYPE_REBUILDER || path.starts_with("torch._utils.")
+        path == PARAMETER
+            || path == TYPE_REBUILDER
+            || path.starts_with("torch._utils.")
+            || is_tensor_class(&path)
     }
 
     /// The tensors that a function copies are whole ones, up to a little.
@@ -150,6 +164,8 @@ impl Decoder<'_> {
                     self.elements_beyond(tensor.storage, tensor.size.iter().copied())
                 }
                 Node::Call { args, .. } => self.elements_of_call(*args),
+                // Its state has the size; nobody saved such a tensor inside of another.
+                Node::NewObject { .. } if self.is_tensor(*item) => u64::MAX,
                 _ => continue,
             };
             if beyond > EXPANDED_ELEMENTS {
@@ -199,7 +215,7 @@ impl Decoder<'_> {
         size.fold(1_u64, u64::saturating_mul).saturating_sub(has)
     }
 
-    fn refused(&self, path: String) -> PickleError {
+    pub(super) fn refused(&self, path: String) -> PickleError {
         PickleError::Call {
             offset: self.cursor.offset,
             path,

@@ -17,10 +17,10 @@ pub(super) enum Version {
 }
 
 /// Where the elements of a tensor lie in its storage.
-struct Shape {
-    offset: u64,
-    size: Box<[u64]>,
-    stride: Box<[u64]>,
+pub(super) struct Shape {
+    pub(super) offset: u64,
+    pub(super) size: Box<[u64]>,
+    pub(super) stride: Box<[u64]>,
 }
 
 impl Decoder<'_> {
@@ -95,7 +95,7 @@ impl Decoder<'_> {
         })
     }
 
-    fn shape(
+    pub(super) fn shape(
         &mut self,
         offset: NodeId,
         size: NodeId,
@@ -118,7 +118,7 @@ impl Decoder<'_> {
     }
 
     /// The element type, `None` for what `torch.save` does not write in this way.
-    fn tensor_dtype(&self, storage: StorageId, given: Option<NodeId>) -> Option<Dtype> {
+    pub(super) fn tensor_dtype(&self, storage: StorageId, given: Option<NodeId>) -> Option<Dtype> {
         let of_storage = self.storages.get(storage.index())?.dtype;
         let dtype = match (given, of_storage) {
             (Some(given), None) => match self.node(given) {
@@ -133,7 +133,7 @@ impl Decoder<'_> {
         (!dtype.is_quantized() && !dtype.is_shell()).then_some(dtype)
     }
 
-    fn is_without_hooks(&self, hooks: NodeId) -> bool {
+    pub(super) fn is_without_hooks(&self, hooks: NodeId) -> bool {
         matches!(self.node(hooks), Node::OrderedDict { items, .. } if items.is_empty())
     }
 
@@ -174,7 +174,7 @@ impl Decoder<'_> {
         }
     }
 
-    fn tensor_error(&self, problem: TensorProblem) -> PickleError {
+    pub(super) fn tensor_error(&self, problem: TensorProblem) -> PickleError {
         PickleError::Tensor {
             offset: self.cursor.offset,
             problem,
@@ -183,7 +183,7 @@ impl Decoder<'_> {
 }
 
 /// Checks that every element of the tensor lies within `nbytes` of storage.
-fn check_extent(tensor: &Tensor, nbytes: u64) -> Result<(), TensorProblem> {
+pub(super) fn check_extent(tensor: &Tensor, nbytes: u64) -> Result<(), TensorProblem> {
     let (size, stride) = (&tensor.size, &tensor.stride);
     if size.len() != stride.len() {
         return Err(TensorProblem::Dimensions {
