@@ -81,6 +81,28 @@ def test_two_dtypes_on_one_memory_are_refused_as_in_torch() -> None:
             pickle_object(obj)
 
 
+@pytest.mark.parametrize("kind", [torch.Tensor, torch.nn.Parameter])
+def test_a_tensor_whose_memory_was_given_back_is_refused(kind: type[torch.Tensor]) -> None:
+    """As FSDP leaves full parameters. torch.save writes such files, and nobody can load them."""
+    tensor = torch.ones(3, 4)
+    held = tensor if kind is torch.Tensor else torch.nn.Parameter(tensor)
+    tensor.untyped_storage().resize_(0)
+    buffer = io.BytesIO()
+    torch.save(held, buffer)
+    for weights_only in (True, False):
+        buffer.seek(0)
+        with pytest.raises(RuntimeError):
+            torch.load(buffer, weights_only=weights_only)
+    with pytest.raises(RuntimeError, match=r"a tensor of shape \(3, 4\) has no memory"):
+        pickle_object({"w": [torch.empty(0), held]})
+
+
+def test_tensors_without_elements_need_no_memory() -> None:
+    assert_pickles_as_torch(
+        [torch.empty(0, 5), torch.nn.Parameter(torch.empty(2, 0)), torch.ones(1)[:0]]
+    )
+
+
 def test_empty_storages_may_have_any_dtypes() -> None:
     empty = torch.empty(0)
     assert_pickles_as_torch([empty, empty.view(torch.int32), torch.empty(0, dtype=torch.int8)])

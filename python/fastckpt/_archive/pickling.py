@@ -52,8 +52,8 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
         The pickle, and the storages in order of first appearance.
 
     Raises:
-        RuntimeError: Two tensors view the same memory as different dtypes (torch cannot load
-            such a file).
+        RuntimeError: Two tensors view the same memory as different dtypes, or a tensor has elements and its
+            storage none, since it was freed (torch cannot load such files, though it writes the second).
         NotImplementedError: A storage is on the meta device.
         pickle.PicklingError, AttributeError, TypeError: An object cannot be pickled; the same
             exceptions as torch.save's.
@@ -64,7 +64,11 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
     if any(storage.device.type == "meta" for storage in pickler.storages):
         # A meta *tensor* is saved without a storage. A bare meta storage has no bytes to save.
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
-    return Pickled.of(data.getvalue(), pickler.storages)
+    pickled = Pickled.of(data.getvalue(), pickler.storages)
+    if 0 in pickled.nbytes:
+        # Rare: so that all others need not be asked, whose tensor it is is looked for in a pass of its own.
+        _FreedFinder(io.BytesIO(), protocol=protocol).dump(obj)
+    return pickled
 
 
 # The pickler asks for every object, twenty for each tensor: most of them are answered by their type.
@@ -130,3 +134,29 @@ class _StoragePickler(pickle.Pickler):
                 "Cannot save multiple tensors or storages that view the same data as different "
                 "types: torch.load could not give one storage two dtypes. Clone one of them."
             )
+
+
+class _FreedFinder(_StoragePickler):
+    """Raises at the first tensor whose memory was given back."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) in _TENSORS:
+            _refuse_freed(obj)
+        # It reduces itself, as always.
+        return NotImplemented
+
+
+# Subclasses reduce themselves to these, or in a way of their own.
+_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
+
+
+def _refuse_freed(tensor: torch.Tensor) -> None:
+    """Raise for a tensor whose memory was given back: what would be written could never be loaded."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
+        return
+    if tensor.untyped_storage().nbytes() == 0:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage was freed, as FSDP does with full "
+            "parameters outside of forward and backward. torch.save would write a file that cannot be loaded; "
+            "save the sharded parameters, or gather them first."
+        )
