@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastckpt._contents.identity import Identity, identity
 from fastckpt._contents.outline import read_outline
+from fastckpt._contents.paths import below
 from fastckpt._steps.manager_files import ManagerFiles, survey_manager
 from fastckpt._steps.saves import StepSave, read_save
 from fastckpt._steps.survey import StepFiles, survey_steps
@@ -174,25 +176,33 @@ def _take_save(candidate: Candidate, files: StepFiles, save: StepSave) -> None:
 
 
 def numbers(document: Any) -> dict[str, float]:
-    """Return the numbers of a dict by name; those of dicts in it with a dot between the names."""
+    """Return the numbers of a dict by name; those of dicts in it with a dot between the names.
+
+    Linear in what is there: a dict is looked into once, names are made when they are needed, and are
+    never long.
+    """
     found: dict[str, float] = {}
-    pending: list[tuple[str, Any]] = [("", document)]
-    seen: set[int] = set()
-    while pending:
-        prefix, value = pending.pop()
+    if not isinstance(document, dict):
+        return found
+    # A pickle may nest a dict in itself.
+    seen = {id(document)}
+    # What is left of each dict on the way down, under its name.
+    ways: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(document.items()))]
+    while ways:
+        name, parts = ways[-1]
+        part = next(parts, None)
+        if part is None:
+            ways.pop()
+            continue
+        key, value = part
         if isinstance(value, dict):
-            # A pickle may nest a dict in itself.
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            pending += [
-                (f"{prefix}.{key}" if prefix else str(key), part) for key, part in value.items()
-            ]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and prefix:
-            try:
-                found[prefix] = float(value)
-            except OverflowError:
-                continue
+            if id(value) not in seen:
+                seen.add(id(value))
+                ways.append((below(name, key), iter(value.items())))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                # A key with a dot in it may read as one that is nested: the first counts.
+                found.setdefault(below(name, key), float(value))
     return found
 
 
