@@ -121,7 +121,10 @@ ORDINARY: dict[str, Callable[[], Any]] = {
     "places in a grid": lambda: dict.fromkeys(itertools.product(range(-2, 3), repeat=6)),
     "edges": lambda: set(itertools.product(range(-150, 150), repeat=2)),
     "complex": lambda: {complex(a, b) for a in range(-90, 90) for b in range(-90, 90)},
-    "texts and numbers": lambda: {**dict.fromkeys(map(str, range(20_000))), **dict.fromkeys(range(9))},
+    "texts and numbers": lambda: {
+        **dict.fromkeys(map(str, range(20_000))),
+        **dict.fromkeys(range(9)),
+    },
     "shapes": lambda: {torch.Size((a, b)): a for a in range(100) for b in range(100)},
 }
 
