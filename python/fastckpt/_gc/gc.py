@@ -17,7 +17,7 @@ from fastckpt._steps.left_behind import divide_temporaries
 from fastckpt._steps.manager_files import group_by_checkpoint
 from fastckpt._steps.removal import Removal
 from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.survey import Directory, StepFiles, walk_directories
+from fastckpt._steps.survey import Directory, Listing, StepFiles, walk_directories
 from fastckpt.errors import CheckpointError
 
 from .judging import RankFilesJudge, StepJudge, is_model
@@ -116,9 +116,10 @@ class _Collection:
         """Find and remove the garbage of one directory, those below it left out."""
         if directory.leftovers:
             self._remove_temporary(directory)
+        listing = Listing(directory.path)
         for files in directory.steps:
             if files.kept:
-                self._remove_replaced(directory.path, files)
+                self._remove_replaced(directory.path, files, listing)
         for name in directory.stages:
             self._remove_stage(os.path.join(directory.path, name))
         self._look_at_steps(directory)
@@ -180,9 +181,9 @@ class _Collection:
 
     # Second names.
 
-    def _remove_replaced(self, directory: str, files: StepFiles) -> None:
+    def _remove_replaced(self, directory: str, files: StepFiles, listing: Listing) -> None:
         try:
-            names = superseded_names(directory, files)
+            names = superseded_names(directory, files, listing)
         except CheckpointError:
             # No save of the step is whole: what is left of it is looked at as a whole.
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from fastckpt import _native
@@ -12,7 +13,7 @@ from fastckpt._steps.left_behind import is_left_behind, newest_change
 from fastckpt._steps.manager_files import ManagerFiles
 from fastckpt._steps.parts import own_name
 from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import Directory, StepFiles, parse_name
+from fastckpt._steps.survey import Directory, Listing, StepFiles, parse_name
 from fastckpt.errors import CheckpointError
 
 from .report import StepState, UnfinishedStep
@@ -23,7 +24,8 @@ class StepJudge:
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory.path
-        # Of the whole steps so far: when the last file of each was written.
+        self._listing = Listing(directory.path)
+        # Of the whole steps so far, that of which the last file was written last: when that was.
         self._whole: list[int] = []
         self.unfinished: list[UnfinishedStep] = []
 
@@ -34,14 +36,14 @@ class StepJudge:
             OSError: One of its files cannot be read.
         """
         try:
-            save = read_save(self._directory, files.step, optimizer=True)
+            save = read_save(self._directory, files.step, optimizer=True, listing=self._listing)
         except FileNotFoundError as error:
             # IncompleteCheckpointError is one too.
             self._add(files, self._state(files), error)
         except CheckpointError as error:
             self._add(files, StepState.DAMAGED, error)
         else:
-            self._whole.append(newest_change(save.paths()))
+            self._whole = [max((newest_change(save.paths()), *self._whole))]
 
     def _state(self, files: StepFiles) -> StepState:
         if not self._is_left_behind(files):
@@ -57,7 +59,7 @@ class StepJudge:
 
     def _loads_model(self, files: StepFiles) -> bool:
         try:
-            read_save(self._directory, files.step, optimizer=False)
+            read_save(self._directory, files.step, optimizer=False, listing=self._listing)
         except (CheckpointError, FileNotFoundError):
             return False
         return True
@@ -98,8 +100,8 @@ class RankFilesJudge:
     def __init__(self, directory: str, checkpoints: Sequence[ManagerFiles]) -> None:
         self._directory = directory
         self._checkpoints = checkpoints
-        # When each whole checkpoint was written; None for one that is not whole.
-        self._written: dict[str, int | None] = {}
+        # The steps from which on something is whole, descending, and when the newest of that was written.
+        self._newest: list[tuple[int, int]] | None = None
 
     def look(self, files: ManagerFiles) -> UnfinishedStep:
         """Judge the files of ranks of one step and epoch.
@@ -128,21 +130,31 @@ class RankFilesJudge:
         )
 
     def _later(self, step: int) -> list[int]:
-        """Return when the whole checkpoints of later steps were written."""
-        names = [each.name for each in self._checkpoints if each.step > step]
-        written = [self._look_at(name) for name in names if name is not None]
-        return [changed_ns for changed_ns in written if changed_ns is not None]
+        """Return when the newest of the whole checkpoints of later steps was written."""
+        if self._newest is None:
+            self._newest = self._look_at_all_above(step)
+        # The first that is asked for has the lowest step.
+        end = bisect_left(self._newest, -step, key=lambda each: -each[0])
+        return [changed_ns for _, changed_ns in self._newest[end - 1 : end] if end]
+
+    def _look_at_all_above(self, step: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for files in reversed(self._checkpoints):
+            if files.step > step and files.name is not None:
+                changed_ns = self._look_at(files.name)
+                if changed_ns is not None:
+                    newest = max((changed_ns, *(each for _, each in found[-1:])))
+                    found.append((files.step, newest))
+        return found
 
     def _look_at(self, name: str) -> int | None:
-        if name not in self._written:
-            path = os.path.join(self._directory, name)
-            try:
-                read_outline(path)
-            except (CheckpointError, FileNotFoundError):
-                self._written[name] = None
-            else:
-                self._written[name] = newest_change([path])
-        return self._written[name]
+        """Return when a checkpoint was written; None where it is not whole."""
+        path = os.path.join(self._directory, name)
+        try:
+            read_outline(path)
+        except (CheckpointError, FileNotFoundError):
+            return None
+        return newest_change([path])
 
 
 def _are_ours(directory: str, files: StepFiles) -> bool:

@@ -19,7 +19,7 @@ from fastckpt._contents.outline import read_outline
 from fastckpt._contents.paths import below
 from fastckpt._steps.manager_files import ManagerFiles, survey_manager
 from fastckpt._steps.saves import StepSave, read_save
-from fastckpt._steps.survey import StepFiles, survey_steps
+from fastckpt._steps.survey import Listing, StepFiles, survey_steps
 from fastckpt.errors import CheckpointError
 
 Fail = Callable[[OSError, str], str]
@@ -132,10 +132,12 @@ def best_candidate(candidates: Iterable[Candidate], metric: str, mode: str) -> C
 
 def _nanochat(directory: str, fail: Fail) -> Family:
     steps = survey_steps(directory)
-    return Family("nanochat", [_step(directory, steps[step], fail) for step in sorted(steps)])
+    listing = Listing(directory)
+    candidates = [_step(directory, steps[step], listing, fail) for step in sorted(steps)]
+    return Family("nanochat", candidates)
 
 
-def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
+def _step(directory: str, files: StepFiles, listing: Listing, fail: Fail) -> Candidate:
     names = [name for name in files.names() if name != files.model]
     # A meta without its manifest is taken at its word, so the manifest goes last.
     names.sort(key=lambda name: name == files.manifest)
@@ -148,7 +150,7 @@ def _step(directory: str, files: StepFiles, fail: Fail) -> Candidate:
     )
     try:
         candidate.identities = [identity(path) for path in candidate.first]
-        save = read_save(directory, files.step, optimizer=True)
+        save = read_save(directory, files.step, optimizer=True, listing=listing)
     except FileNotFoundError as error:
         # IncompleteCheckpointError is one too.
         candidate.problem = str(error)

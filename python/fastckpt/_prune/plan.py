@@ -151,18 +151,24 @@ class Plan:
         if not self.family.orphans or not self.counted:
             return []
         directory = self.counted[-1].directory
-        paths = []
+        paths: list[list[str]] = []
         try:
-            for files in self.family.orphans:
-                later = [
-                    each.changed_ns
-                    for candidate in self.counted
-                    for each in candidate.identities
-                    if each is not None and candidate.step > files.step
-                ]
+            counted = sorted(self.counted, key=lambda each: each.step)
+            # When the newest of those of later steps was written.
+            later: list[int] = []
+            for files in sorted(self.family.orphans, key=lambda each: each.step, reverse=True):
+                # What is of a later step than this one is of a later step than those to come.
+                while counted and counted[-1].step > files.step:
+                    known = [
+                        each.changed_ns for each in counted.pop().identities if each is not None
+                    ]
+                    later = [max((*later, *known))] if known else later
                 found = [os.path.join(directory, name) for name in files.rank_names()]
-                paths += found if is_left_behind(newest_change(found), later) else []
-            return [] if divide_temporaries(directory, os.listdir(directory))[0] else paths
+                if is_left_behind(newest_change(found), later):
+                    paths.append(found)
+            if divide_temporaries(directory, os.listdir(directory))[0]:
+                return []
+            return [path for found in reversed(paths) for path in found]
         except OSError as error:
             self._removal.fail(error, directory)
             return []
@@ -194,7 +200,8 @@ def _best_of(family: Family, counted: list[Candidate], options: Options) -> list
 def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:
     """Return the checkpoints that a second name, or a copy, is of."""
     try:
-        linked = [each for each in counted if identity(path) in each.identities]
+        best = identity(path)
+        linked = [each for each in counted if best in each.identities]
         if linked:
             return linked
         root = read_root(path)

@@ -13,7 +13,7 @@ from fastckpt import _native
 from fastckpt._steps.opened import OpenedFiles
 from fastckpt._steps.parts import own_name
 from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.survey import StepFiles, kept_name, survey_steps
+from fastckpt._steps.survey import StepFiles, kept_name, survey_step, survey_steps
 from fastckpt.errors import CheckpointError
 
 from .log import logger
@@ -96,7 +96,7 @@ def release_unreplaced(
     """
     own = {*names}
     try:
-        files = survey_steps(directory).get(step, StepFiles(step))
+        files = survey_step(directory, step)
         unreplaced = [
             name
             for name in files.kept_names()
