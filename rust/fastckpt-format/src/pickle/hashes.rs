@@ -149,8 +149,8 @@ fn float(value: f64) -> u64 {
         (fraction | (1 << MANTISSA_BITS), exponent)
     };
     // 2^61 is 1, so only the power modulo 61 counts; 1075 is 38 modulo 61.
-    let turns = power.wrapping_add(23) % u64::from(MODULUS_BITS);
-    let turns = u32::try_from(turns).unwrap_or(0);
+    // The power has 11 bits.
+    let turns = u32::try_from(power).unwrap_or(0).wrapping_add(23) % MODULUS_BITS;
     let low = mantissa.checked_shl(turns).unwrap_or(0) & MODULUS;
     let high = mantissa
         .checked_shr(MODULUS_BITS.saturating_sub(turns))
@@ -241,7 +241,7 @@ mod tests {
             (f64::MIN_POSITIVE / 2.0, 16_384),
             (std::f64::consts::PI, 326_490_430_436_040_707),
             (-std::f64::consts::E, -1_656_245_132_797_518_850),
-            ((1_u64 << 61) as f64, 1),
+            (2.0_f64.powi(61), 1),
             (2.0_f64.powi(1023), 140_737_488_355_328),
             (f64::INFINITY, 314_159),
             (f64::NEG_INFINITY, -314_159),

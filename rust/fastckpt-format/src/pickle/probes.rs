@@ -45,11 +45,11 @@ pub(super) fn check(graph: &Graph) -> Result<(), PickleError> {
         if keys.len() < MIN_KEYS || keys.iter().all(|key| is_secret(graph, *key)) {
             continue;
         }
-        let hashed: Vec<_> = keys.iter().map(|key| (*key, hashes.of(*key))).collect();
+        let entries: Vec<_> = keys.iter().map(|key| (*key, hashes.of(*key))).collect();
         let limit = (keys.len() as u64)
             .saturating_mul(PROBES_PER_KEY)
             .saturating_add(FREE_PROBES);
-        if !is_built_within(limit, kind, &hashed) {
+        if !is_built_within(limit, kind, &entries) {
             return Err(PickleError::Collisions {
                 what: node.kind(),
                 place: names::place_of(graph, id)
