@@ -216,8 +216,8 @@ def check_sizes(archive: Archive, graph: Graph) -> None:
         nbytes = archive.record_nbytes(_DATA + info.key)
         itemsize = info.nbytes // info.numel if info.numel else 1
         if not is_fitting(info.nbytes, itemsize, nbytes):
-            # All tensors are gone through for the names: once, for the one that ends the load.
-            tensors = [name for key, name in graph.tensor_names() if key == info.key]
+            # All tensors are gone through for the names: once, for the record that ends the load.
+            tensors = [name for _, name, _ in graph.places({info.key})]
             raise wrong_size(archive.path, info.key, info.nbytes, nbytes, tensors)
 
 

@@ -13,6 +13,7 @@ _TUPLE_ITEMS_MAX = 8
 _TUPLE_DEPTH_MAX = 3
 #: Keys of a path that are looked at; in the longest name there is one letter for each, or none.
 KEYS_MAX = _NAME_LENGTH_MAX + 1
+_KEYS_TRIED = (8, 64, KEYS_MAX)
 #: Python refuses to print integers of more digits than 4,300, and nobody reads those of more than this.
 INT_BITS_MAX = 1024
 
@@ -24,13 +25,12 @@ def key_text(key: Any) -> str:
 
 def dotted(keys: Sequence[str]) -> str:
     """Return the name of a path of keys, shortened where it is too long for anybody."""
-    length = 0
-    for count, key in enumerate(keys):
-        length += len(key) + 1
-        if length > _NAME_LENGTH_MAX:
-            # What comes after it is not seen: keys may be long, and there may be many, for each name.
-            return _short(".".join(keys[: count + 2]), _NAME_LENGTH_MAX)
-    return ".".join(keys)
+    # Keys may be long, or many, for each of very many names.
+    for count in _KEYS_TRIED:
+        name = ".".join(keys[:count])
+        if len(name) > _NAME_LENGTH_MAX or count >= len(keys):
+            break
+    return _short(name, _NAME_LENGTH_MAX)
 
 
 def below(name: str, key: Any) -> str:

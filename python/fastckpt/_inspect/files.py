@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -85,14 +85,17 @@ def read_source(source: Source) -> Outline:
     return Outline(archive, graph, graph.outline())
 
 
-def read_source_values(source: Source) -> tuple[Archive, PlainValues]:
+def read_source_values(
+    source: Source, progress: Callable[[int, int], None] | None = None
+) -> tuple[Archive, PlainValues]:
     """Read the plain values of an open file; for the errors see `inspect_file`.
 
-    The same values as those of its outline, without making an object of each tensor.
+    The same values as those of its outline, without making an object of each tensor. What `progress`
+    raises ends it.
     """
     with _saying_what_cannot_be_read(source):
         archive = _open_archive(source)
-        graph = archive.decode_plain_values(list_items_max=LIST_ITEMS_MAX)
+        graph = archive.decode_plain_values(list_items_max=LIST_ITEMS_MAX, progress=progress)
     return archive, read_plain_values(graph.outline())
 
 
@@ -150,7 +153,7 @@ def contents_of_outline(path: str, outline: Outline) -> FileContents:
         path=path,
         format="torch",
         nbytes=outline.archive.nbytes,
-        tensors=tuple(_tensor_rows(outline.root, path)),
+        tensors=tuple(_tensor_rows(outline, path)),
         storage_nbytes=storages,
         step=step if step is not None or named is None else named.step,
         epoch=epoch if epoch is not None or named is None else named.epoch,
@@ -182,13 +185,13 @@ def decode_meta_values(data: bytes, path: str) -> PlainValues:
         raise FormatError(f"{path} is not a meta file: {reason}", path=path) from error
 
 
-def _tensor_rows(root: Any, path: str) -> Iterator[TensorRow]:
-    groups = _Groups(root)
-    reader = PartsReader(path)
+def _tensor_rows(outline: Outline, path: str) -> Iterator[TensorRow]:
+    groups = _Groups(outline.root)
+    reader = PartsReader(path, outline.archive.record_nbytes("data.pkl"))
     taken: dict[str, None] = {}
     numbers: dict[str, int] = {}
     first_over: dict[str, str] = {}
-    for keys, leaf in walk(root, is_leaf=is_tensor):
+    for keys, leaf in walk(outline.root, is_leaf=is_tensor):
         if not (is_tensor(leaf) or isinstance(leaf, StorageInfo)):
             continue
         name = free_name(dotted(keys) or "<root>", taken, numbers)

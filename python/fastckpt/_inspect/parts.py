@@ -9,9 +9,8 @@ from fastckpt._native import Opaque, StorageInfo, TensorInfo
 
 from .report import UncoveredFormatError
 
-# Objects that are looked at, for each tensor and in all. What a real one is built from has a dozen.
-_OBJECTS_PER_TENSOR = 64
-_OBJECTS_FREE = 1 << 18
+# How often each object is looked at, on the average. An object takes a byte of data.pkl at least.
+_LOOKS_PER_BYTE = 4
 
 
 class Parts(NamedTuple):
@@ -26,14 +25,18 @@ class Parts(NamedTuple):
 
 
 class PartsReader:
-    """Looks into the tensors of one file, and at no more than is in proportion to their number.
+    """Looks into the tensors of one file, and at no more than is in proportion to it.
 
     They may all be built from the same large object: then looking into each would take for ever.
+
+    Args:
+        path: The file, for messages.
+        pickle_nbytes: The size of its data.pkl.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pickle_nbytes: int) -> None:
         self._path = path
-        self._left = _OBJECTS_FREE
+        self._left = _LOOKS_PER_BYTE * pickle_nbytes
 
     def read(self, tensor: Opaque) -> Parts:
         """Look into a tensor.
@@ -41,7 +44,6 @@ class PartsReader:
         Raises:
             UncoveredFormatError: There is far more in the tensors than in those of any checkpoint.
         """
-        self._left += _OBJECTS_PER_TENSOR
         found = Parts([], [], [], None)
         shape: tuple[int, ...] | None = None
         seen: set[int] = set()

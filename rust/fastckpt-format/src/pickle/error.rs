@@ -212,6 +212,9 @@ pub enum PickleError {
         /// The limit.
         limit: usize,
     },
+    /// Who wanted it decoded did not want it to the end.
+    #[error("the decoding of data.pkl was stopped")]
+    Stopped,
     /// The keys of a dict or set have hashes that were chosen to collide.
     #[error(
         "data.pkl: {what}{place} has {keys} keys whose hashes collide; looking them up takes more \

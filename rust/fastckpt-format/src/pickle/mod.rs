@@ -66,6 +66,18 @@ impl Default for Limits {
 /// # Ok::<(), fastckpt_format::pickle::PickleError>(())
 /// ```
 pub fn decode(pickle: Vec<u8>, limits: Limits) -> Result<Graph, PickleError> {
-    let decoded = decode::run(&pickle, limits)?;
+    decode_while(pickle, limits, || true)
+}
+
+/// The same, for as long as `goes_on` says so, which is asked every few milliseconds.
+///
+/// # Errors
+/// Also [`PickleError::Stopped`], where it did not.
+pub fn decode_while(
+    pickle: Vec<u8>,
+    limits: Limits,
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<Graph, PickleError> {
+    let decoded = decode::run(&pickle, limits, &mut goes_on)?;
     Graph::new(pickle, decoded, limits)
 }
