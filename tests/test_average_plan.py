@@ -115,7 +115,7 @@ def test_what_all_have_expanded_stays_expanded_where_the_rest_differs(tmp_path: 
     ]
     for found in both_ways(write(tmp_path / "tied", states), tmp_path / "tied.pt"):
         assert found["a"].untyped_storage().nbytes() == 4
-        assert (found["a"][7], found["b"]) == (0.5, 0.0)
+        assert (found["a"][7].item(), found["b"].item()) == (0.5, 0.0)
     assert (tmp_path / "tied.pt").stat().st_size < 2_000
 
 
