@@ -161,3 +161,32 @@ def test_directories(shape: str, tmp_path: Path) -> None:
         os.utime(directory, (1e9, 1e9))
 
     run_grown(lambda: grown(tmp_path, lay_out, count, verbs.OF_DIRECTORIES))
+
+
+def _each_with_each(directory: Path) -> None:
+    parts = (directory / "parts").read_bytes()
+    for _ in parts:
+        for _ in parts:
+            pass
+
+
+def _looked_up_in_a_list(directory: Path) -> None:
+    parts = [*range((directory / "parts").stat().st_size)]
+    list(map(parts.__contains__, parts))
+
+
+def _memory_of_a_table(directory: Path) -> None:
+    bytearray(b"x") * (directory / "parts").stat().st_size ** 2
+
+
+@pytest.mark.parametrize(
+    ("verb", "count"),
+    [(_each_with_each, 2_000), (_looked_up_in_a_list, 10_000), (_memory_of_a_table, 16_000)],
+)
+def test_what_is_quadratic_is_found(verb: verbs.Verb, count: int, tmp_path: Path) -> None:
+    def lay_out(directory: Path, parts: int) -> None:
+        directory.mkdir()
+        (directory / "parts").write_bytes(bytes(parts))
+
+    with pytest.raises(AssertionError, match=verb.__name__):
+        run_grown(lambda: grown(tmp_path, lay_out, count, {verb.__name__: verb}))
