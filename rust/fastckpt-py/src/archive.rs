@@ -145,7 +145,10 @@ impl PyArchive {
     }
 
     fn decode_pickle(&self, py: Python<'_>) -> PyResult<PyGraph> {
-        detached_quietly(py, || repair::decode(&self.0)).map(PyGraph)
+        detached(py, None, &Raised::default(), |observer| {
+            repair::decode(&self.0, observer)
+        })
+        .map(PyGraph)
     }
 
     #[pyo3(signature = (keys, *, mmap=false, verify=true, threads=None, progress=None))]
