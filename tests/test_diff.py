@@ -160,16 +160,36 @@ def test_layouts_do_not_change_the_result(
             assert getattr(found, name) == pytest.approx(value, rel=1e-12), name
 
 
-def test_expanded_tensors_are_compared_once_and_overlapping_ones_refused(tmp_path: Path) -> None:
+def test_what_overlaps_on_both_sides_is_compared_once(tmp_path: Path) -> None:
     a, b = torch.ones(3, 1).expand(3, 2**50), torch.full((3, 1), 3.0).expand(3, 2**50)
     (found,) = compared(tmp_path, {"w": a}, {"w": b}).differing
     assert (found.numel, found.differing, found.max_abs) == (3, 3, 2.0)
     # On one side only: there are as many bytes on the other.
     (found,) = compared(tmp_path, {"w": a[:, :5]}, {"w": torch.zeros(3, 5)}).differing
     assert (found.numel, found.differing) == (15, 15)
-    windows = torch.zeros(2**12).as_strided((2**11, 2**11), (1, 1))
-    with pytest.raises(fastckpt.FormatError, match="overlap in memory"):
-        compared(tmp_path, {"w": windows}, {"w": windows})
+    size = (2**11, 2**11)
+    windows = [fill(2**12).as_strided(size, (1, 1)) for fill in (torch.zeros, torch.ones)]
+    assert compared(tmp_path, {"w": windows[0]}, {"w": windows[0]}).is_same
+    (found,) = compared(tmp_path, {"w": windows[0]}, {"w": windows[1]}).differing
+    assert (found.numel, found.differing, found.sum_abs) == (2**12 - 1, 2**12 - 1, 2**12 - 1)
+    # Of what lies between them nothing is compared.
+    base = torch.zeros(100)
+    one, other = base.as_strided((5, 4), (20, 2)), base.clone().as_strided((5, 4), (20, 2))
+    base[1::2] = 1
+    base[8::20] = 1
+    assert compared(tmp_path, {"w": one}, {"w": other}).is_same
+
+
+def test_what_overlaps_in_another_way_is_refused_beyond_a_bound(tmp_path: Path) -> None:
+    size = (2**11, 2**11)
+    rows, columns = (torch.zeros(2**12).as_strided(size, stride) for stride in ((0, 1), (1, 0)))
+    with pytest.raises(fastckpt.FormatError, match="w has 4194304 elements that overlap in memory"):
+        compared(tmp_path, {"w": rows}, {"w": columns})
+    # Each is smaller than the file, all together are not.
+    base = torch.zeros(2**18)
+    many = {f"w{n}": base[n:] for n in range(2**10)}
+    with pytest.raises(fastckpt.FormatError, match=r"overlap in memory: up to w\d+ there are \d+"):
+        compared(tmp_path, many, {"base": base, **many})
 
 
 def test_the_figures_do_not_depend_on_the_threads(tmp_path: Path) -> None:

@@ -165,6 +165,46 @@ def test_compact_tensors_have_the_same_values_and_share_what_they_shared(
                 assert torch.equal(found[other], whole)
 
 
+def test_parts_that_lie_between_each_other_do_not_multiply_what_they_are_cut_from(
+    tmp_path: Path,
+) -> None:
+    matrix = torch.arange(64.0 * 64).reshape(64, 64)
+    state = {}
+    for n in range(64):
+        state[f"column.{n}"], state[f"part.{n}"] = matrix[:, n], matrix[1:, n]
+    torch.save({"model": state}, tmp_path / "c.pt")
+    report = ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "i.pt")
+    assert_same(torch.load(tmp_path / "i.pt")["model_state_dict"], state)
+    assert report.nbytes < 2 * matrix.nbytes
+
+
+@pytest.mark.parametrize("bits", ["conj", "dtype"])
+def test_what_is_expanded_is_changed_once(bits: str, tmp_path: Path) -> None:
+    """A copy of it would have as many elements as the file claims."""
+    expanded = torch.full((3, 1), 2 + 1j).expand(3, 2**40)
+    if bits == "conj":
+        saved: dict[str, Any] = {"model": {"w": expanded.conj()}}
+        value = torch.full((3,), 2 - 1j)
+    else:
+        average = torch.full((1,), 0.5, dtype=torch.float64).expand(3, 2**40)
+        saved = {"model": {"w": expanded.real}, "ema_state_dict": {"w": average}}
+        value = torch.full((3,), 0.5)
+    torch.save(saved, tmp_path / "c.pt")
+    report = ModelExporter.export_inference_checkpoint(
+        tmp_path / "c.pt", tmp_path / "i.pt", use_ema=bits == "dtype"
+    )
+    found = torch.load(tmp_path / "i.pt")["model_state_dict"]["w"]
+    assert torch.equal(found[:, 7], value)
+    assert (found.shape, found.stride(1)) == ((3, 2**40), 0)
+    assert report.nbytes < 2_000
+    windows = torch.zeros(2**16, dtype=torch.complex64).as_strided((2**15, 2**15), (1, 1))
+    torch.save({"model": {"w": windows.conj()}}, tmp_path / "c.pt")
+    with pytest.raises(
+        ValueError, match=r"'w' has 8589934592 bytes as a dense tensor, .* of 524288"
+    ):
+        ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "j.pt")
+
+
 def test_names_are_those_of_the_bare_model(model: Tiny, tmp_path: Path) -> None:
     partly: Any = Tiny()
     partly.norm = torch.compile(partly.norm, backend="eager")

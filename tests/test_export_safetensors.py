@@ -139,6 +139,13 @@ def test_a_file_of_a_few_bytes_cannot_ask_for_any_amount_of_memory(tmp_path: Pat
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "m.safetensors")
     report = ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "i.pt")
     assert report.nbytes < 2000
+    # Each alone is not much.
+    many = {f"w{n}": torch.ones(1).expand(1 << 22) for n in range(30)}
+    torch.save(many, tmp_path / "c.pt")
+    with pytest.raises(
+        ValueError, match=r"as dense ones they have 503316480 bytes, .* made of 120"
+    ):
+        ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "m.safetensors")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

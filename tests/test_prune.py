@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,24 @@ def test_a_metrics_dict_that_holds_itself_is_read_once(tmp_path: Path) -> None:
         manager_path(tmp_path, 0, step).write_bytes(manager_bytes(0, step, metrics, CONFIG))
     prune(tmp_path, keep=1)
     assert managed(tmp_path) == [1, 2]
+
+
+def test_names_of_metrics_are_made_when_they_are_needed(tmp_path: Path) -> None:
+    """Dicts in dicts, each under the same long key: all the paths together would have gigabytes."""
+    nested: dict[str, Any] = {"loss": 2.0}
+    for _ in range(150):
+        nested = {"k" * 50_000: nested}
+    for step in (1, 2, 3):
+        metrics: dict[str, Any] = {"val_loss": float(step), "deep": nested}
+        manager_path(tmp_path, 0, step).write_bytes(manager_bytes(0, step, metrics, CONFIG))
+    tracemalloc.start()
+    try:
+        prune(tmp_path, keep=1)
+        peak_nbytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert managed(tmp_path) == [1, 3]
+    assert peak_nbytes < 16 << 20
 
 
 def test_a_damaged_best_model_says_nothing_and_is_not_touched(tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def going_of(held: HeldDirectory, **more: object) -> Going:
         first=[MODEL],
         rest=[SHARD, META],
         judged=held.look_at(list(NAMES)),
+        part="_000100",
         belongs=lambda name: "000100" in name,
         what="model",
         **more,  # type: ignore[arg-type]
@@ -201,7 +202,7 @@ def test_a_directory_that_was_swapped_before_it_was_opened_has_other_files(
     run.rename(tmp_path / "moved")
     run.symlink_to(elsewhere)
     with closing(HeldDirectory(str(run))) as swapped:
-        going = Going(swapped, [MODEL], [SHARD, META], judged, lambda name: "000100" in name)
+        going = Going(swapped, [MODEL], [SHARD, META], judged, "_000100", lambda _: True)
         assert Removal().remove(going) == kept(run, CHANGED, *NAMES)
     assert names(elsewhere) == {*NAMES}
 

@@ -246,11 +246,14 @@ class Archive:
     def read_record(self, name: str, *, verify: bool = True) -> bytes: ...
     def decode(self, *, verify: bool = True) -> Graph:
         """Read and decode data.pkl; checks the other small records too (`version`, `byteorder`...)."""
-    def decode_plain_values(self, *, list_items_max: int, verify: bool = True) -> Graph:
+    def decode_plain_values(
+        self, *, list_items_max: int, verify: bool = True, progress: _Progress | None = None
+    ) -> Graph:
         """The same, of which only what may hold plain values is left, for `Graph.outline`.
 
         State dicts and the state of optimizers are empty, and of a list of more than
-        `list_items_max` items there is the length: its items are None.
+        `list_items_max` items there is the length: its items are None. `progress` is called with 0 and
+        0 while it is decoded; what it raises ends that.
         """
     def decode_pickle(self) -> Graph:
         """Read and decode data.pkl alone, whatever has become of the other records."""

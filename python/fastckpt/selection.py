@@ -22,7 +22,7 @@ from ._inspect.names import name_of_file
 from ._native import Archive, TensorInfo
 from ._steps.checkpoint_names import BEST_NAME
 from ._steps.saves import read_save
-from ._steps.survey import StepName, walk_directories
+from ._steps.survey import Listing, StepName, walk_directories
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -257,6 +257,7 @@ def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
     """Read them all, several at a time: each is a few small reads that wait for the disk."""
     waiting = deque(enumerate(paths))
     read: dict[int, RankedCheckpoint] = {}
+    reading = _Reading(metric_name)
 
     def work() -> None:
         while True:
@@ -264,7 +265,7 @@ def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
                 position, path = waiting.popleft()
             except IndexError:
                 return
-            read[position] = _read(path, metric_name)
+            read[position] = reading.read(path)
 
     # One task for each thread: a task for each file would cost a tenth of what the file does.
     with ThreadPoolExecutor(_THREADS) as executor:
@@ -272,40 +273,57 @@ def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
             for thread in [executor.submit(work) for _ in range(_THREADS)]:
                 thread.result()
         finally:
-            # After Ctrl-C each thread ends with the file that it is at.
+            # After Ctrl-C each thread ends in the middle of the file that it is at.
             waiting.clear()
+            reading.is_stopped = True
     return [read[position] for position in range(len(paths))]
 
 
-def _read(path: str, metric_name: str) -> RankedCheckpoint:
-    try:
+class _Reading:
+    """Reads what checkpoints say of themselves, from several threads.
+
+    Attributes:
+        is_stopped: Whether whoever wants to know has gone: only the main thread sees a Ctrl-C.
+    """
+
+    def __init__(self, metric_name: str) -> None:
+        self._metric_name = metric_name
+        self._listings: dict[str, Listing] = {}
+        self.is_stopped = False
+
+    def read(self, path: str) -> RankedCheckpoint:
+        """Read one; what is wrong with it is its `problem`."""
+        try:
+            named = name_of_file(path)
+            if named is not None and named.role == "model":
+                directory = os.path.dirname(path) or "."
+                if os.path.exists(os.path.join(directory, str(StepName("meta", named.step)))):
+                    return self._read_step(directory, named.step)
+            return self._read_file(path)
+        except (CheckpointError, OSError) as error:
+            return RankedCheckpoint(Path(path), None, None, None, problem=str(error))
+
+    def _read_step(self, directory: str, step: int) -> RankedCheckpoint:
+        """Read the meta of a step, of the save that its model is of."""
+        listing = self._listings.setdefault(directory, Listing(directory))
+        save = read_save(directory, step, optimizer=False, listing=listing)
+        plain = decode_meta_values(save.meta_bytes, save.meta)
+        return _ranked(save.model.path, step, plain, _metric_of(plain, self._metric_name, None))
+
+    def _read_file(self, path: str) -> RankedCheckpoint:
         named = name_of_file(path)
-        if named is not None and named.role == "model":
-            directory = os.path.dirname(path) or "."
-            if os.path.exists(os.path.join(directory, str(StepName("meta", named.step)))):
-                return _read_step(directory, named.step, metric_name)
-        return _read_file(path, metric_name)
-    except (CheckpointError, OSError) as error:
-        return RankedCheckpoint(Path(path), None, None, None, problem=str(error))
+        with open_source(path) as source:
+            if source.kind is Kind.SAFETENSORS:
+                return _ranked(path, None if named is None else named.step, PlainValues(), None)
+            archive, plain = read_source_values(source, self._look)
+        step = plain.step
+        if step is None and named is not None:
+            step = named.step
+        return _ranked(path, step, plain, _metric_of(plain, self._metric_name, archive))
 
-
-def _read_step(directory: str, step: int, metric_name: str) -> RankedCheckpoint:
-    """Read the meta of a step, of the save that its model is of."""
-    save = read_save(directory, step, optimizer=False)
-    plain = decode_meta_values(save.meta_bytes, save.meta)
-    return _ranked(save.model.path, step, plain, _metric_of(plain, metric_name, None))
-
-
-def _read_file(path: str, metric_name: str) -> RankedCheckpoint:
-    named = name_of_file(path)
-    with open_source(path) as source:
-        if source.kind is Kind.SAFETENSORS:
-            return _ranked(path, None if named is None else named.step, PlainValues(), None)
-        archive, plain = read_source_values(source)
-    step = plain.step
-    if step is None and named is not None:
-        step = named.step
-    return _ranked(path, step, plain, _metric_of(plain, metric_name, archive))
+    def _look(self, done: int, total: int) -> None:
+        if self.is_stopped:
+            raise KeyboardInterrupt
 
 
 def _ranked(

@@ -23,11 +23,12 @@ from .unpickling import (
     HostStorages,
     LegacyStorageTable,
     StorageTable,
-    check_size,
+    is_fitting,
     missing_record,
     refusal,
     unpickle_restricted,
     unpickle_unrestricted,
+    wrong_size,
 )
 
 _DATA = "data/"
@@ -210,10 +211,11 @@ def check_sizes(archive: Archive, graph: Graph) -> None:
         if _DATA + info.key not in names:
             raise missing_record(archive.path, info.key)
         nbytes = archive.record_nbytes(_DATA + info.key)
-        if nbytes != info.nbytes:
-            itemsize = info.nbytes // info.numel if info.numel else 1
-            tensors = tuple(name for key, name in graph.tensor_names() if key == info.key)
-            check_size(archive.path, info.key, info.nbytes, itemsize, nbytes, tensors)
+        itemsize = info.nbytes // info.numel if info.numel else 1
+        if not is_fitting(info.nbytes, itemsize, nbytes):
+            # All tensors are gone through for the names: once, for the record that ends the load.
+            tensors = [name for _, name, _ in graph.places({info.key})]
+            raise wrong_size(archive.path, info.key, info.nbytes, nbytes, tensors)
 
 
 def byte_order(archive: Archive) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from torch._weights_only_unpickler import Unpickler as RestrictedUnpickler
 from torch.utils.dlpack import from_dlpack
 
 from fastckpt._native import Span
+from fastckpt._wording import some_names
 from fastckpt.errors import CheckpointError, FormatError, UnsafePickleError
 
 from .placement import MapLocation, Restore
@@ -137,7 +138,8 @@ class HostStorages:
         span = self._spans.get(request.key)
         if span is None:
             raise missing_record(self._path, request.key)
-        check_size(self._path, request.key, request.nbytes, request.dtype.itemsize, span.nbytes, ())
+        if not is_fitting(request.nbytes, request.dtype.itemsize, span.nbytes):
+            raise wrong_size(self._path, request.key, request.nbytes, span.nbytes)
         storage = host_storage(span, request.nbytes)
         if self._swap:
             self._swap_bytes(storage, request)
@@ -175,21 +177,21 @@ def missing_record(path: str, key: str) -> FormatError:
     )
 
 
-def check_size(
-    path: str, key: str, nbytes: int, itemsize: int, record_nbytes: int, tensors: tuple[str, ...]
-) -> None:
-    """Compare the size of a record with what data.pkl says of it.
+def is_fitting(nbytes: int, itemsize: int, record_nbytes: int) -> bool:
+    """Whether a record has the size that data.pkl says.
 
     The record may be longer, by less than one element: a storage of 7 bytes viewed as float32
     is saved whole, and counted as one element.
-
-    Raises:
-        FormatError: The record is too short or too long; it names `tensors`.
     """
-    if nbytes <= record_nbytes < nbytes + itemsize:
-        return
-    whose = f" (tensor {', '.join(map(repr, tensors))})" if tensors else ""
-    raise FormatError(
+    return nbytes <= record_nbytes < nbytes + itemsize
+
+
+def wrong_size(
+    path: str, key: str, nbytes: int, record_nbytes: int, tensors: Sequence[str] = ()
+) -> FormatError:
+    """Make the error for a record that is too short or too long; it names the first of `tensors`."""
+    whose = f" (tensor {some_names(tensors)})" if tensors else ""
+    return FormatError(
         f"{path} is damaged: record data/{key}{whose} has {record_nbytes} bytes, "
         f"and data.pkl says {nbytes}. Load an older checkpoint.",
         path=path,

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,9 @@ from .inputs import (
 _Path = str | os.PathLike[str]
 # (key of the storage, offset, shape, strides), as the core wants it.
 _Place = tuple[str, int, tuple[int, ...], tuple[int, ...]]
+# Tensors that the checkpoints view differently are written dense, which may be this much more than the
+# files have.
+_INFLATION_NBYTES_MAX = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class AveragePlan:
         self._states = states
         self._storages: list[tuple[str, int, list[_Place]]] = []
         self._views: dict[str, _View] = {}
+        self._apart_nbytes = 0
+        self._files_nbytes = sum(archive.nbytes for archive in self.archives)
         self.unchecked = tuple(
             path
             for path, archive in zip(self.paths, self.archives, strict=True)
@@ -88,15 +94,16 @@ class AveragePlan:
     def build(self, storages: Sequence[torch.UntypedStorage]) -> dict[str, torch.Tensor]:
         """Make the state dict over storages that hold the results."""
         state: dict[str, Any] = OrderedDict()
-        tensors: dict[_View, torch.Tensor] = {}
+        # By the view itself: the hash of numbers from a file may be that of any others.
+        tensors: dict[int, torch.Tensor] = {}
         for name in self._order:
             view = self._views.get(name)
             if view is None:
                 state[name] = self._extra[name]
                 continue
-            if view not in tensors:
-                tensors[view] = _tensor_over(storages[view.storage], view)
-            state[name] = tensors[view]
+            if id(view) not in tensors:
+                tensors[id(view)] = _tensor_over(storages[view.storage], view)
+            state[name] = tensors[id(view)]
         return state
 
     def _first(self) -> dict[str, TensorInfo]:
@@ -106,10 +113,7 @@ class AveragePlan:
         groups: dict[tuple[str, ...], list[str]] = {}
         for name in self.names:
             groups.setdefault(tuple(state[name].key for state in self._states), []).append(name)
-        keys_used = [
-            {key: sum(keys[number] == key for keys in groups) for key in set(column)}
-            for number, column in enumerate(zip(*groups, strict=True))
-        ]
+        keys_used = [Counter(column) for column in zip(*groups, strict=True)]
         for keys, names in groups.items():
             is_apart = all(keys_used[number][key] == 1 for number, key in enumerate(keys))
             if is_apart and self._is_same_storage(names):
@@ -134,26 +138,56 @@ class AveragePlan:
         first = self._states[0][names[0]]
         numel = first.storage_nbytes // first.itemsize
         places: list[_Place] = [(key, 0, (numel,), (1,)) for key in keys]
+        views: dict[str, _View] = {}
         for name in names:
             info = self._states[0][name]
             offset, shape, stride = _view_of(info)
-            self._views[name] = _View(len(self._storages), info.dtype, shape, stride, offset)
+            view = _View(len(self._storages), info.dtype, shape, stride, offset)
+            # Names of one view have one tensor.
+            self._views[name] = views.setdefault(repr(view), view)
         self._storages.append((first.dtype, first.storage_nbytes, places))
 
     def _take_apart(self, names: Sequence[str]) -> None:
         """Average tensor by tensor; those that are the same view in all the checkpoints stay one."""
-        done: dict[tuple[Any, ...], _View] = {}
+        done: dict[str, _View] = {}
         for name in names:
             infos = [state[name] for state in self._states]
-            same = (infos[0].dtype, *(_view_of(info) for info in infos))
+            # A text: the hash of numbers from a file may be that of any others.
+            same = repr((infos[0].dtype, *map(_view_of, infos)))
             if same not in done:
-                info = infos[0]
-                places: list[_Place] = [(info.key, *_view_of(info)) for info in infos]
-                done[same] = _View(
-                    len(self._storages), info.dtype, info.shape, _contiguous(info.shape), 0
-                )
-                self._storages.append((info.dtype, info.nbytes, places))
+                done[same] = self._take_out(name, infos)
             self._views[name] = done[same]
+
+    def _take_out(self, name: str, infos: Sequence[TensorInfo]) -> _View:
+        """Average one tensor into a storage of its own; what all have expanded stays expanded."""
+        shape, dtype = infos[0].shape, infos[0].dtype
+        steps = zip(*(info.stride for info in infos), strict=True)
+        distinct = tuple(
+            length if any(strides) else min(length, 1)
+            for length, strides in zip(shape, steps, strict=True)
+        )
+        nbytes = math.prod(distinct) * infos[0].itemsize
+        self._refuse_inflation(name, nbytes)
+        stride = tuple(
+            step if length == kept else 0
+            for step, length, kept in zip(_contiguous(distinct), shape, distinct, strict=True)
+        )
+        places: list[_Place] = [
+            (info.key, info.storage_offset, distinct, info.stride) for info in infos
+        ]
+        self._storages.append((dtype, nbytes, places))
+        return _View(len(self._storages) - 1, dtype, shape, stride, 0)
+
+    def _refuse_inflation(self, name: str, nbytes: int) -> None:
+        """Refuse tensors that take far more bytes than the files have: a few could ask for any number."""
+        self._apart_nbytes += nbytes
+        if self._apart_nbytes > self._files_nbytes + _INFLATION_NBYTES_MAX:
+            raise ValueError(
+                f"the checkpoints do not go together: {name} is expanded in one of them, or overlaps "
+                "itself or others in memory, and not in the same way in all; its mean would take "
+                f"{nbytes} bytes, and the checkpoints have {self._files_nbytes}. Save clones of such "
+                "tensors."
+            )
 
 
 def _view_of(info: TensorInfo) -> tuple[int, tuple[int, ...], tuple[int, ...]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fastckpt._native import Archive, Graph, Opaque, TensorInfo
 
-from .paths import dotted, key_text
+from .paths import KEYS_MAX, dotted, key_text
 
 _Path = str | os.PathLike[str]
 
@@ -83,7 +83,8 @@ def walk(
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield everything that is no container, with the keys that lead to it, in the order saved.
 
-    A container that stands in several places is looked into once: a file could nest them without end.
+    Of very many keys the first are yielded: those that a name has room for. A container that stands in
+    several places is looked into once: a file could nest them without end.
 
     Args:
         root: An object of an outline.
@@ -103,13 +104,13 @@ def walk(
         key, value = step
         keys[depth:] = key
         if not isinstance(value, _CONTAINERS) or (is_leaf is not None and is_leaf(value)):
-            yield tuple(keys), value
+            yield tuple(keys[:KEYS_MAX]), value
             continue
         if id(value) in seen:
             continue
         seen.add(id(value))
         if isinstance(value, Opaque):
-            yield tuple(keys), value
+            yield tuple(keys[:KEYS_MAX]), value
         ways.append((len(keys), _parts(value)))
 
 

@@ -11,8 +11,9 @@ _NAME_LENGTH_MAX = 300
 # Parts of a tuple that is a key, and tuples in it: they may share what they are made of without end.
 _TUPLE_ITEMS_MAX = 8
 _TUPLE_DEPTH_MAX = 3
-# Keys of a path; in the longest name there is one letter for each.
-_KEYS_MAX = 150
+#: Keys of a path that are looked at; in the longest name there is one letter for each, or none.
+KEYS_MAX = _NAME_LENGTH_MAX + 1
+_KEYS_TRIED = (8, 64, KEYS_MAX)
 #: Python refuses to print integers of more digits than 4,300, and nobody reads those of more than this.
 INT_BITS_MAX = 1024
 
@@ -24,7 +25,12 @@ def key_text(key: Any) -> str:
 
 def dotted(keys: Sequence[str]) -> str:
     """Return the name of a path of keys, shortened where it is too long for anybody."""
-    return _short(".".join(keys[:_KEYS_MAX]), _NAME_LENGTH_MAX)
+    # Keys may be long, or many, for each of very many names.
+    for count in _KEYS_TRIED:
+        name = ".".join(keys[:count])
+        if len(name) > _NAME_LENGTH_MAX or count >= len(keys):
+            break
+    return _short(name, _NAME_LENGTH_MAX)
 
 
 def below(name: str, key: Any) -> str:

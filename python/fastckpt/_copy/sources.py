@@ -14,7 +14,7 @@ from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.manager_files import ManagerFiles, survey_manager
 from fastckpt._steps.manifest import decode_manifest
 from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import own_name, parse_name, survey_steps
+from fastckpt._steps.survey import Listing, own_name, parse_name, survey_step, survey_steps
 from fastckpt._verify.report import Role
 from fastckpt.errors import CheckpointError, FormatError
 
@@ -73,14 +73,15 @@ class Item(ABC):
 class StepItem(Item):
     """A step of nanochat's."""
 
-    def __init__(self, directory: str, step: int, *, asked: bool) -> None:
+    def __init__(self, listing: Listing, directory: str, step: int, *, asked: bool) -> None:
         super().__init__(f"step {step}", step, asked=asked)
+        self._listing = listing
         self._directory = directory
         self._step = step
 
     def pieces(self) -> list[Piece]:
         """Return shards, manifest, meta, model; under their own names, whatever they are kept under."""
-        save = read_save(self._directory, self._step, optimizer=True)
+        save = read_save(self._directory, self._step, optimizer=True, listing=self._listing)
         shards = [_archive(save.optimizer[rank], "optimizer") for rank in sorted(save.optimizer)]
         small = []
         if save.manifest is not None:
@@ -93,8 +94,8 @@ class StepItem(Item):
 
     def foreign_names(self, directory: str) -> list[str]:
         """Return all names of the step that are there."""
-        files = survey_steps(directory).get(self._step)
-        return [] if files is None else [*files.names(), *files.kept_names()]
+        files = survey_step(directory, self._step)
+        return [*files.names(), *files.kept_names()]
 
 
 class CheckpointItem(Item):
@@ -175,7 +176,10 @@ def _split(source: str, steps: Collection[int]) -> tuple[str, Collection[int]]:
 def _select_from(directory: str, steps: set[int], *, newest: bool) -> Selection:
     checkpoints, best = survey_manager(directory)
     asked = bool(steps) or newest
-    items: list[Item] = [StepItem(directory, step, asked=asked) for step in survey_steps(directory)]
+    listing = Listing(directory)
+    items: list[Item] = [
+        StepItem(listing, directory, step, asked=asked) for step in survey_steps(directory)
+    ]
     items += [
         CheckpointItem(directory, files, asked=asked)
         for files in checkpoints

@@ -19,6 +19,7 @@ from fastckpt._contents.paths import dotted
 from fastckpt._contents.safetensors_header import parse_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_state_dict
+from fastckpt._contents.views import distinct_elements
 from fastckpt._native import (
     Archive,
     Comparison,
@@ -54,6 +55,9 @@ _Pair = tuple[str, str, int, _Place, _Place]
 
 # What elements are compared as that are known by their bytes alone.
 _BYTES = "bits8"
+# How many tensors a byte may be a part of, on the average; and how many elements small files may have.
+_OVERLAPS_MAX = 8
+_OVERLAPPING_MAX = 64 << 20
 # The last steps of a directory that a message names.
 _STEPS_NAMED = 8
 
@@ -333,16 +337,38 @@ def _compare(
     progress: _Progress | None,
 ) -> dict[str, Comparison]:
     """Compare the tensors of these names; those that share memory on both sides once."""
-    pairs: dict[_Pair, int] = {}
+    # By a text: the hash of numbers from a file may be that of any others.
+    pairs: dict[str, _Pair] = {}
+    numbers: dict[str, int] = {}
     positions = {}
+    numel = 0
     for name, pair in wanted.items():
-        positions[name] = pairs.setdefault(pair, len(pairs))
-    results = compare_tensors(a.file, b.file, list(pairs), threads=threads, progress=progress)
+        same = repr(pair)
+        if same not in pairs:
+            pairs[same] = pair
+            numbers[same] = len(numbers)
+            numel += pair[2]
+            _refuse_overlaps(name, numel, a, b)
+        positions[name] = numbers[same]
+    results = compare_tensors(
+        a.file, b.file, list(pairs.values()), threads=threads, progress=progress
+    )
     return {name: results[position] for name, position in positions.items()}
 
 
+def _refuse_overlaps(name: str, numel: int, a: _Side, b: _Side) -> None:
+    """Refuse tensors that overlap so often that comparing them is out of all proportion to the files."""
+    nbytes = max(a.file.nbytes, b.file.nbytes)
+    if numel > _OVERLAPS_MAX * nbytes + _OVERLAPPING_MAX:
+        raise FormatError(
+            f"the tensors of {a.path} and {b.path} overlap in memory: up to {name} there are {numel} "
+            f"elements to compare, and the larger file has {nbytes} bytes. Save clones of them.",
+            path=a.path,
+        )
+
+
 def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
-    """Return what is compared of two tensors: what is expanded on both sides once.
+    """Return what is compared of two tensors: what overlaps alike on both sides once.
 
     Otherwise a file of a few bytes could claim more elements than anybody can look at.
     """
@@ -354,12 +380,11 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
     shape = one.layout.shape
     records = [place for place in places if not isinstance(place, int)]
     if len(records) == len(places):
-        strides = zip(*(stride for _, _, _, stride in records), strict=True)
-        shape = tuple(
-            length if any(steps) else min(length, 1)
-            for length, steps in zip(shape, strides, strict=True)
-        )
-        places = [(key, offset, shape, stride) for key, offset, _, stride in records]
+        shape, strides = _distinct(shape, [stride for _, _, _, stride in records])
+        places = [
+            (key, offset, shape, stride)
+            for (key, offset, _, _), stride in zip(records, strides, strict=True)
+        ]
     numel = math.prod(shape)
     # In bytes: what overlaps a little is no harm.
     if numel > max(one.storage_nbytes, other.storage_nbytes):
@@ -369,6 +394,21 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
             path=a.path,
         )
     return one.layout.dtype, other.layout.dtype, numel, places[0], places[1]
+
+
+def _distinct(
+    shape: tuple[int, ...], strides: list[tuple[int, ...]]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]]:
+    """Return shape and strides of what two tensors are compared by: what both have often, once."""
+    one, other = strides
+    if one == other:
+        shape, stride = distinct_elements(shape, one)
+        return shape, [stride, stride]
+    shape = tuple(
+        length if any(steps) else min(length, 1)
+        for length, steps in zip(shape, zip(one, other, strict=True), strict=True)
+    )
+    return shape, strides
 
 
 def _tensor_diff(

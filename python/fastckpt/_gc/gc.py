@@ -19,7 +19,7 @@ from fastckpt._steps.left_behind import divide_temporaries
 from fastckpt._steps.manager_files import group_by_checkpoint
 from fastckpt._steps.removal import Removal
 from fastckpt._steps.replaced import superseded_names
-from fastckpt._steps.survey import Directory, StepFiles, walk_directories
+from fastckpt._steps.survey import Directory, Listing, StepFiles, walk_directories
 from fastckpt.errors import CheckpointError
 
 from .judging import Judgement, RankFilesJudge, StepJudge
@@ -124,9 +124,10 @@ class _Collection:
         with closing(held):
             if directory.leftovers:
                 self._remove_temporary(directory)
+            listing = Listing(directory.path)
             for files in directory.steps:
                 if files.kept:
-                    self._remove_replaced(held, files)
+                    self._remove_replaced(held, files, listing)
             for name in directory.stages:
                 self._remove_stage(os.path.join(directory.path, name))
             self._look_at_steps(held, directory)
@@ -188,10 +189,10 @@ class _Collection:
 
     # Second names.
 
-    def _remove_replaced(self, held: HeldDirectory, files: StepFiles) -> None:
+    def _remove_replaced(self, held: HeldDirectory, files: StepFiles, listing: Listing) -> None:
         directory = held.path
         try:
-            superseded = superseded_names(directory, files)
+            superseded = superseded_names(directory, files, listing)
         except CheckpointError:
             # No save of the step is whole: what is left of it is looked at as a whole.
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +14,17 @@ from fastckpt._contents.outline import read_outline
 from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import is_left_behind, newest_change
-from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint
+from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, part_of_checkpoint
 from fastckpt._steps.removal import Going
 from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import StepFiles, is_of_step, own_name, parse_name
+from fastckpt._steps.survey import (
+    Listing,
+    StepFiles,
+    is_of_step,
+    own_name,
+    parse_name,
+    part_of_step,
+)
 from fastckpt.errors import CheckpointError
 
 from .report import StepState, UnfinishedStep
@@ -45,7 +53,8 @@ class StepJudge:
     def __init__(self, held: HeldDirectory) -> None:
         self._held = held
         self._directory = held.path
-        # Of the whole steps so far: when the last file of each was written.
+        self._listing = Listing(held.path)
+        # Of the whole steps so far, that of which the last file was written last: when that was.
         self._whole: list[int] = []
         self.unfinished: list[Judgement] = []
 
@@ -58,14 +67,14 @@ class StepJudge:
         # Before it is judged: what is there later may be of another save.
         judged = self._held.look_at([*files.names(), *files.kept_names()])
         try:
-            save = read_save(self._directory, files.step, optimizer=True)
+            save = read_save(self._directory, files.step, optimizer=True, listing=self._listing)
         except FileNotFoundError as error:
             # IncompleteCheckpointError is one too.
             self._add(files, judged, self._state(files), error)
         except CheckpointError as error:
             self._add(files, judged, StepState.DAMAGED, error)
         else:
-            self._whole.append(newest_change(save.paths()))
+            self._whole = [max((newest_change(save.paths()), *self._whole))]
 
     def _state(self, files: StepFiles) -> StepState:
         if not self._is_left_behind(files):
@@ -81,7 +90,7 @@ class StepJudge:
 
     def _loads_model(self, files: StepFiles) -> bool:
         try:
-            read_save(self._directory, files.step, optimizer=False)
+            read_save(self._directory, files.step, optimizer=False, listing=self._listing)
         except (CheckpointError, FileNotFoundError):
             return False
         return True
@@ -109,6 +118,7 @@ class StepJudge:
             first=[name for name in names if is_model(name)],
             rest=[name for name in names if not is_model(name)],
             judged=judged,
+            part=part_of_step(files.step),
             belongs=partial(is_of_step, step=files.step),
             what="model",
         )
@@ -137,8 +147,8 @@ class RankFilesJudge:
         self._held = held
         self._directory = held.path
         self._checkpoints = checkpoints
-        # When each whole checkpoint was written; None for one that is not whole.
-        self._written: dict[str, int | None] = {}
+        # The steps from which on something is whole, descending, and when the newest of that was written.
+        self._newest: list[tuple[int, int]] | None = None
 
     def look(self, files: ManagerFiles) -> Judgement:
         """Judge the files of ranks of one step and epoch.
@@ -171,26 +181,37 @@ class RankFilesJudge:
             first=(),
             rest=files.rank_names(),
             judged=judged,
+            part=part_of_checkpoint(files.step, files.epoch),
             belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
         )
         return Judgement(step, going)
 
     def _later(self, step: int) -> list[int]:
-        """Return when the whole checkpoints of later steps were written."""
-        names = [each.name for each in self._checkpoints if each.step > step]
-        written = [self._look_at(name) for name in names if name is not None]
-        return [changed_ns for changed_ns in written if changed_ns is not None]
+        """Return when the newest of the whole checkpoints of later steps was written."""
+        if self._newest is None:
+            self._newest = self._look_at_all_above(step)
+        # The first that is asked for has the lowest step.
+        end = bisect_left(self._newest, -step, key=lambda each: -each[0])
+        return [changed_ns for _, changed_ns in self._newest[end - 1 : end] if end]
+
+    def _look_at_all_above(self, step: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for files in reversed(self._checkpoints):
+            if files.step > step and files.name is not None:
+                changed_ns = self._look_at(files.name)
+                if changed_ns is not None:
+                    newest = max((changed_ns, *(each for _, each in found[-1:])))
+                    found.append((files.step, newest))
+        return found
 
     def _look_at(self, name: str) -> int | None:
-        if name not in self._written:
-            path = os.path.join(self._directory, name)
-            try:
-                read_outline(path)
-            except (CheckpointError, FileNotFoundError):
-                self._written[name] = None
-            else:
-                self._written[name] = newest_change([path])
-        return self._written[name]
+        """Return when a checkpoint was written; None where it is not whole."""
+        path = os.path.join(self._directory, name)
+        try:
+            read_outline(path)
+        except (CheckpointError, FileNotFoundError):
+            return None
+        return newest_change([path])
 
 
 def _are_ours(directory: str, files: StepFiles) -> bool:

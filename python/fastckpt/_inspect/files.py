@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from fastckpt._steps.survey import StepName
 from fastckpt.errors import FormatError, TorchScriptError, UnsafePickleError
 
 from .names import name_of_file
+from .parts import Parts, PartsReader
 from .report import FileContents, Group, TensorRow, UncoveredFormatError
 
 _Path = str | os.PathLike[str]
@@ -84,14 +85,17 @@ def read_source(source: Source) -> Outline:
     return Outline(archive, graph, graph.outline())
 
 
-def read_source_values(source: Source) -> tuple[Archive, PlainValues]:
+def read_source_values(
+    source: Source, progress: Callable[[int, int], None] | None = None
+) -> tuple[Archive, PlainValues]:
     """Read the plain values of an open file; for the errors see `inspect_file`.
 
-    The same values as those of its outline, without making an object of each tensor.
+    The same values as those of its outline, without making an object of each tensor. What `progress`
+    raises ends it.
     """
     with _saying_what_cannot_be_read(source):
         archive = _open_archive(source)
-        graph = archive.decode_plain_values(list_items_max=LIST_ITEMS_MAX)
+        graph = archive.decode_plain_values(list_items_max=LIST_ITEMS_MAX, progress=progress)
     return archive, read_plain_values(graph.outline())
 
 
@@ -149,7 +153,7 @@ def contents_of_outline(path: str, outline: Outline) -> FileContents:
         path=path,
         format="torch",
         nbytes=outline.archive.nbytes,
-        tensors=tuple(_tensor_rows(outline.root)),
+        tensors=tuple(_tensor_rows(outline, path)),
         storage_nbytes=storages,
         step=step if step is not None or named is None else named.step,
         epoch=epoch if epoch is not None or named is None else named.epoch,
@@ -181,18 +185,19 @@ def decode_meta_values(data: bytes, path: str) -> PlainValues:
         raise FormatError(f"{path} is not a meta file: {reason}", path=path) from error
 
 
-def _tensor_rows(root: Any) -> Iterator[TensorRow]:
-    groups = _Groups(root)
+def _tensor_rows(outline: Outline, path: str) -> Iterator[TensorRow]:
+    groups = _Groups(outline.root)
+    reader = PartsReader(path, outline.archive.record_nbytes("data.pkl"))
     taken: dict[str, None] = {}
     numbers: dict[str, int] = {}
     first_over: dict[str, str] = {}
-    for keys, leaf in walk(root, is_leaf=is_tensor):
+    for keys, leaf in walk(outline.root, is_leaf=is_tensor):
         if not (is_tensor(leaf) or isinstance(leaf, StorageInfo)):
             continue
         name = free_name(dotted(keys) or "<root>", taken, numbers)
         taken[name] = None
         group = groups.group_of(keys)
-        row = _row(name, group, groups.module_of(group, keys), leaf)
+        row = _row(name, group, groups.module_of(group, keys), leaf, reader)
         shares_with = next((first_over[key] for key in row.storages if key in first_over), None)
         for key in row.storages:
             first_over.setdefault(key, name)
@@ -203,7 +208,7 @@ def _sharing(row: TensorRow, name: str) -> TensorRow:
     return TensorRow(**{**vars(row), "shares_with": name})
 
 
-def _row(name: str, group: Group, module: str, leaf: Any) -> TensorRow:
+def _row(name: str, group: Group, module: str, leaf: Any, reader: PartsReader) -> TensorRow:
     if isinstance(leaf, TensorInfo):
         kind = "parameter" if leaf.is_parameter else "tensor"
         return TensorRow(
@@ -214,15 +219,12 @@ def _row(name: str, group: Group, module: str, leaf: Any) -> TensorRow:
         return TensorRow(
             name, group, module, "storage", dtype, (leaf.numel,), leaf.nbytes, (leaf.key,)
         )
-    return _row_of_opaque(name, group, module, leaf)
+    return _row_of_opaque(name, group, module, leaf, reader.read(leaf))
 
 
-def _row_of_opaque(name: str, group: Group, module: str, tensor: Opaque) -> TensorRow:
+def _row_of_opaque(name: str, group: Group, module: str, tensor: Opaque, parts: Parts) -> TensorRow:
     """Describe a tensor that only torch can build, by what it would be built from."""
-    parts = [part for _, part in walk(tensor.parts)]
-    tensors = [part for part in parts if isinstance(part, TensorInfo)]
-    storages = [part for part in parts if isinstance(part, StorageInfo)]
-    shape = _first_shape(tensor.parts)
+    tensors, storages, shape = parts.tensors, parts.storages, parts.shape
     dtype = None
     nbytes = sum(part.nbytes for part in tensors)
     if storages:
@@ -234,8 +236,7 @@ def _row_of_opaque(name: str, group: Group, module: str, tensor: Opaque) -> Tens
         dtype = tensors[-1].dtype
     elif _kind(tensor) == "meta":
         # Its first argument is the dtype.
-        names = [part.name for part in parts if isinstance(part, Opaque)]
-        dtype = names[0].removeprefix("torch.") if names else None
+        dtype = parts.others[0].removeprefix("torch.") if parts.others else None
     keys = dict.fromkeys([part.key for part in tensors] + [part.key for part in storages])
     return TensorRow(name, group, module, _kind(tensor), dtype, shape, nbytes, tuple(keys))
 
@@ -248,21 +249,6 @@ def _kind(tensor: Opaque) -> str:
         if isinstance(arguments, tuple) and len(arguments) > 1 and isinstance(arguments[1], Opaque):
             return "tensor" if arguments[1].name == "torch.Tensor" else arguments[1].name
     return _KINDS.get(function, function)
-
-
-def _first_shape(value: Any) -> tuple[int, ...] | None:
-    """Return the first tuple of lengths: the size stands before the strides in all such calls."""
-    stack = [value]
-    seen: set[int] = set()
-    while stack:
-        part = stack.pop()
-        if isinstance(part, tuple) and all(type(item) is int and item >= 0 for item in part):
-            return part
-        # A list may contain itself.
-        if isinstance(part, (tuple, list)) and id(part) not in seen:
-            seen.add(id(part))
-            stack.extend(reversed(part))
-    return None
 
 
 class _Groups:
@@ -281,10 +267,13 @@ class _Groups:
         else:
             self._depth = _common_depth(list(state))
         if self._all is None and self._model != () and isinstance(root, dict):
+            # Asked once of each: one large list may stand under many keys.
+            parts = {id(value): value for value in root.values()}
+            known = {number for number, value in parts.items() if _is_optimizers(value)}
             self._optimizers = {
                 key_text(key)
                 for key, value in root.items()
-                if _is_optimizers(value) or "optim" in key_text(key).lower()
+                if id(value) in known or "optim" in key_text(key).lower()
             }
 
     def group_of(self, keys: tuple[str, ...]) -> Group:
@@ -298,7 +287,8 @@ class _Groups:
     def module_of(self, group: Group, keys: tuple[str, ...]) -> str:
         """Return which part of its group a tensor is in."""
         if group == "model" and self._model is not None:
-            parts = ".".join(keys[len(self._model) :]).split(".")
+            # The names in a state dict have dots themselves.
+            parts = dotted(keys[len(self._model) :]).split(".")
             return ".".join(parts[: self._depth + 1])
         if group == "optimizer":
             return keys[-1] if keys else ""

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fastckpt._contents.plain_values import PlainValues
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.saves import read_save
-from fastckpt._steps.survey import Directory, StepFiles, absent_ranks, walk_directories
+from fastckpt._steps.survey import Directory, Listing, StepFiles, absent_ranks, walk_directories
 from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 
 from .files import decode_meta_values, inspect_file, read_meta_values
@@ -76,7 +76,8 @@ def inspect_directory(path: str) -> DirectoryContents:
 def _inspect_run(directory: Directory, all_sizes: Sizes) -> RunContents | None:
     path = directory.path
     sizes = Sizes()
-    rows = [_step_row(path, files, sizes) for files in directory.steps]
+    listing = Listing(path)
+    rows = [_step_row(path, files, sizes, listing) for files in directory.steps]
     rows += _file_rows(path, [*directory.others, *_safetensors_names(path)], sizes)
     if not rows:
         return None
@@ -98,13 +99,13 @@ def _order(row: CheckpointRow) -> tuple[bool, int, str]:
 # Steps of nanochat's naming.
 
 
-def _step_row(directory: str, files: StepFiles, sizes: Sizes) -> CheckpointRow:
+def _step_row(directory: str, files: StepFiles, sizes: Sizes, listing: Listing) -> CheckpointRow:
     names = [*files.names(), *files.kept_names()]
     state, problem = State.WHOLE, None
     model = None if files.model is None else os.path.join(directory, files.model)
     shards = [os.path.join(directory, name) for name in files.shards.values()]
     try:
-        save = read_save(directory, files.step, optimizer=True)
+        save = read_save(directory, files.step, optimizer=True, listing=listing)
         plain = decode_meta_values(save.meta_bytes, save.meta)
         model, shards = save.model.path, list(save.optimizer.values())
     except (CheckpointError, OSError) as error:

@@ -9,16 +9,23 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastckpt._contents.identity import Identity, Standing
 from fastckpt._contents.outline import read_outline
+from fastckpt._contents.paths import below
 from fastckpt._steps.held import HeldDirectory
-from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, survey_manager
+from fastckpt._steps.manager_files import (
+    ManagerFiles,
+    is_of_checkpoint,
+    part_of_checkpoint,
+    survey_manager,
+)
 from fastckpt._steps.saves import StepSave, read_save
-from fastckpt._steps.survey import StepFiles, is_of_step, survey_steps
+from fastckpt._steps.survey import Listing, StepFiles, is_of_step, part_of_step, survey_steps
 from fastckpt.errors import CheckpointError
 
 Fail = Callable[[OSError, str], str]
@@ -81,6 +88,13 @@ class Candidate:
         found = [self.judged.get(os.path.basename(path)) for path in self.first]
         return [there.file for there in found if there is not None and there.file is not None]
 
+    @property
+    def part(self) -> str:
+        """What all its names have in them."""
+        if self.epoch is None:
+            return part_of_step(self.step)
+        return part_of_checkpoint(self.step, self.epoch)
+
     def belongs(self, name: str) -> bool:
         """Whether a name is that of one of its files."""
         if self.epoch is None:
@@ -135,10 +149,12 @@ def best_candidate(candidates: Iterable[Candidate], metric: str, mode: str) -> C
 
 def _nanochat(held: HeldDirectory, fail: Fail) -> Family:
     steps = survey_steps(held.path)
-    return Family("nanochat", [_step(held, steps[step], fail) for step in sorted(steps)])
+    listing = Listing(held.path)
+    candidates = [_step(held, steps[step], listing, fail) for step in sorted(steps)]
+    return Family("nanochat", candidates)
 
 
-def _step(held: HeldDirectory, files: StepFiles, fail: Fail) -> Candidate:
+def _step(held: HeldDirectory, files: StepFiles, listing: Listing, fail: Fail) -> Candidate:
     directory = held.path
     names = [name for name in files.names() if name != files.model]
     # A meta without its manifest is taken at its word, so the manifest goes last.
@@ -152,7 +168,7 @@ def _step(held: HeldDirectory, files: StepFiles, fail: Fail) -> Candidate:
     )
     try:
         candidate.judged = held.look_at([*files.names(), *files.kept_names()])
-        save = read_save(directory, files.step, optimizer=True)
+        save = read_save(directory, files.step, optimizer=True, listing=listing)
     except FileNotFoundError as error:
         # IncompleteCheckpointError is one too.
         candidate.problem = str(error)
@@ -180,25 +196,33 @@ def _take_save(candidate: Candidate, files: StepFiles, save: StepSave) -> None:
 
 
 def numbers(document: Any) -> dict[str, float]:
-    """Return the numbers of a dict by name; those of dicts in it with a dot between the names."""
+    """Return the numbers of a dict by name; those of dicts in it with a dot between the names.
+
+    Linear in what is there: a dict is looked into once, names are made when they are needed, and are
+    never long.
+    """
     found: dict[str, float] = {}
-    pending: list[tuple[str, Any]] = [("", document)]
-    seen: set[int] = set()
-    while pending:
-        prefix, value = pending.pop()
+    if not isinstance(document, dict):
+        return found
+    # A pickle may nest a dict in itself.
+    seen = {id(document)}
+    # What is left of each dict on the way down, under its name.
+    ways: list[tuple[str, Iterator[tuple[Any, Any]]]] = [("", iter(document.items()))]
+    while ways:
+        name, parts = ways[-1]
+        part = next(parts, None)
+        if part is None:
+            ways.pop()
+            continue
+        key, value = part
         if isinstance(value, dict):
-            # A pickle may nest a dict in itself.
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            pending += [
-                (f"{prefix}.{key}" if prefix else str(key), part) for key, part in value.items()
-            ]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and prefix:
-            try:
-                found[prefix] = float(value)
-            except OverflowError:
-                continue
+            if id(value) not in seen:
+                seen.add(id(value))
+                ways.append((below(name, key), iter(value.items())))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            with suppress(OverflowError):
+                # A key with a dot in it may read as one that is nested: the first counts.
+                found.setdefault(below(name, key), float(value))
     return found
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from fastckpt._contents.identity import Standing, identity
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import divide_temporaries, is_left_behind
-from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint
+from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, part_of_checkpoint
 from fastckpt._steps.removal import Going, Removal
 from fastckpt._verify.report import FileReport, Status
 from fastckpt._verify.verify import verify
@@ -134,6 +134,7 @@ class Plan:
             first=[os.path.basename(path) for path in candidate.first],
             rest=[os.path.basename(path) for path in candidate.rest],
             judged=candidate.judged,
+            part=candidate.part,
             belongs=candidate.belongs,
             relies_on=self.relies_on,
             what="model" if self.family.kind == "nanochat" else "checkpoint",
@@ -183,21 +184,23 @@ class Plan:
         """Return the files of ranks that nobody will complete; none while a save is running here."""
         if not self.family.orphans or not self.counted:
             return []
-        found = []
+        going: list[Going] = []
         try:
-            for files in self.family.orphans:
-                later = [
-                    each.changed_ns
-                    for candidate in self.counted
-                    for each in candidate.first_files
-                    if candidate.step > files.step
-                ]
+            counted = sorted(self.counted, key=lambda each: each.step)
+            # When the newest of those of later steps was written.
+            later: list[int] = []
+            for files in sorted(self.family.orphans, key=lambda each: each.step, reverse=True):
+                # What is of a later step than this one is of a later step than those to come.
+                while counted and counted[-1].step > files.step:
+                    known = [each.changed_ns for each in counted.pop().first_files]
+                    later = [max((*later, *known))] if known else later
                 judged = self._held.look_at(files.rank_names())
                 changed_ns = max((there.name.changed_ns for there in judged.values()), default=0)
                 if is_left_behind(changed_ns, later):
-                    found.append(self._orphans_going(files, judged))
-            names = self._held.names()
-            return [] if divide_temporaries(self._held.path, names)[0] else found
+                    going.append(self._orphans_going(files, judged))
+            if divide_temporaries(self._held.path, self._held.names())[0]:
+                return []
+            return going[::-1]
         except OSError as error:
             self._removal.fail(error, self._held.path)
             return []
@@ -208,6 +211,7 @@ class Plan:
             first=(),
             rest=files.rank_names(),
             judged=judged,
+            part=part_of_checkpoint(files.step, files.epoch),
             belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
         )
 
@@ -238,7 +242,8 @@ def _best_of(family: Family, counted: list[Candidate], options: Options) -> list
 def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:
     """Return the checkpoints that a second name, or a copy, is of."""
     try:
-        linked = [each for each in counted if identity(path) in each.first_files]
+        best = identity(path)
+        linked = [each for each in counted if best in each.first_files]
         if linked:
             return linked
         root = read_root(path)

@@ -104,12 +104,13 @@ class _Job:
         self._threads = threads
         self._is_complete = salvaged.is_complete
         self._records = salvaged.archive.names()
+        self._there = frozenset(self._records)
         self._lost = _lost_records(salvaged, self._records)
         self._tensors: list[LostTensor] = []
         self._notes: list[str] = []
 
     def run(self) -> RepairReport:
-        if "constants.pkl" in self._records:
+        if "constants.pkl" in self._there:
             self._notes.append("a TorchScript archive: repair is for the files of torch.save")
             return self._report(Outcome.NOTHING, 0)
         graph = self._decode()
@@ -137,7 +138,7 @@ class _Job:
     # What there is.
 
     def _decode(self) -> _native.Graph | None:
-        if _PICKLE not in self._records:
+        if _PICKLE not in self._there:
             self._notes.append("data.pkl is lost, and with it the names, shapes and dtypes")
             return None
         try:
@@ -153,9 +154,9 @@ class _Job:
         for info in graph.storages:
             name = _DATA + info.key
             itemsize = info.nbytes // info.numel if info.numel else 1
-            if info.nbytes == 0 and name not in self._records:
+            if info.nbytes == 0 and name not in self._there:
                 continue  # Nothing of it can be lost.
-            if name not in self._records:
+            if name not in self._there:
                 lost.add(info.key)
                 if name not in known:
                     known.add(name)
@@ -173,7 +174,7 @@ class _Job:
 
     def _is_swapped(self) -> bool:
         """Whether the file was saved on a machine of the other byte order."""
-        if "byteorder" in self._records:
+        if "byteorder" in self._there:
             return self._archive.read_record("byteorder") != sys.byteorder.encode()
         lost = [record for record in self._lost if record.record == "byteorder"]
         if any(record.nbytes not in (None, len(sys.byteorder)) for record in lost):
@@ -184,7 +185,7 @@ class _Job:
 
     def _can_be_copied(self, graph: _native.Graph | None, lost: set[str] | None) -> bool:
         """Whether all that was saved is there, under the names that a save gives."""
-        if _PICKLE not in self._records:
+        if _PICKLE not in self._there:
             return False
         if graph is None or lost is None:
             # Only the file itself can say that nothing is missing.
@@ -248,7 +249,7 @@ class _Job:
         there = [
             info.key
             for info in graph.storages
-            if info.key not in lost and _DATA + info.key in self._records
+            if info.key not in lost and _DATA + info.key in self._there
         ]
         spans = dict(zip(there, self._archive.read(there, threads=self._threads), strict=True))
         memory: list[_native.Span | torch.UntypedStorage] = [
@@ -265,7 +266,7 @@ class _Job:
             [name.removeprefix(_DATA) for name in names], threads=self._threads
         )
         records: dict[str, Any] = {}
-        if _PICKLE in self._records:
+        if _PICKLE in self._there:
             records[_PICKLE] = _bytes_of(self._archive.read_record(_PICKLE))
         for name, span in zip(names, spans, strict=True):
             storage = host_storage(span, span.nbytes)
@@ -301,7 +302,7 @@ class _Job:
     def _alignment(self) -> int | None:
         """Return the alignment of the damaged file, None where that is not known."""
         name = ".storage_alignment"
-        digits = self._archive.read_record(name) if name in self._records else b""
+        digits = self._archive.read_record(name) if name in self._there else b""
         if not digits.isdigit() or len(digits) > len(str(MAX_ALIGNMENT)):
             return None
         return int(digits) if 1 <= int(digits) <= MAX_ALIGNMENT else None

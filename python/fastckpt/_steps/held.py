@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import compress, repeat
 
 from fastckpt._contents.identity import Standing, standing
 
@@ -48,10 +49,11 @@ class HeldDirectory:
         with suppress(OSError):
             os.close(self._fd)
 
-    def names(self) -> list[str]:
-        """List the names in it, in no order."""
+    def names(self, part: str = "") -> list[str]:
+        """List the names in it that have this part, in no order; there may be very many others."""
         with self._described("listing the directory"):
-            return os.listdir(self._fd)
+            names = os.listdir(self._fd)
+        return list(compress(names, map(str.__contains__, names, repeat(part))))
 
     def look(self, name: str) -> Standing | None:
         """Return what stands at a name in it."""

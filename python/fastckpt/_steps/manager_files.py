@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .checkpoint_names import BEST_NAME, parse_checkpoint_name
+from .checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 
 
 @dataclass
@@ -36,6 +36,11 @@ class ManagerFiles:
     def names(self) -> list[str]:
         """All names, the checkpoint first."""
         return [*([] if self.name is None else [self.name]), *self.rank_names()]
+
+
+def part_of_checkpoint(step: int, epoch: int) -> str:
+    """Return what the names of a checkpoint, and of its ranks' files, have in them."""
+    return str(CheckpointName(step, epoch)).removesuffix(".pt")
 
 
 def is_of_checkpoint(name: str, step: int, epoch: int) -> bool:

@@ -32,6 +32,7 @@ class Going:
         first: Names of the files without which the rest is no checkpoint.
         rest: Names of its other files, in the order of removal.
         judged: What stood at its names.
+        part: What all names of the checkpoint have in them, and few others.
         belongs: Says of a name whether it is of this checkpoint: where a name is that was not judged,
             nothing goes.
         relies_on: What has to stay as it is, since the checkpoint goes on its account.
@@ -42,6 +43,7 @@ class Going:
     first: Sequence[str]
     rest: Sequence[str]
     judged: Mapping[str, Standing]
+    part: str
     belongs: Callable[[str], bool]
     relies_on: Mapping[str, Standing] = field(default_factory=dict)
     what: str = "checkpoint"
@@ -52,7 +54,7 @@ class Going:
         Raises:
             OSError: That cannot be seen.
         """
-        there = [name for name in self.directory.names() if self.belongs(name)]
+        there = [name for name in self.directory.names(self.part) if self.belongs(name)]
         if not {*there} <= {*left}:
             return _CHANGED
         if any(self.directory.look(name) not in (None, self.judged.get(name)) for name in there):

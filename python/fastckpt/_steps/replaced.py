@@ -12,14 +12,21 @@ from collections.abc import Iterable
 from fastckpt._contents.identity import standing
 
 from .saves import read_save
-from .survey import StepFiles, own_name
+from .survey import Listing, StepFiles, own_name
 
 #: A hidden name, and device and inode of what stood there when it was judged; see `Commit.discard`.
 Judged = tuple[str, int, int]
 
 
-def superseded_names(directory: str, files: StepFiles) -> list[Judged]:
+def superseded_names(
+    directory: str, files: StepFiles, listing: Listing | None = None
+) -> list[Judged]:
     """Return the second names in a step that a newer, whole save has made useless.
+
+    Args:
+        directory: Where they are.
+        files: The files of the step.
+        listing: As for `read_save`.
 
     Raises:
         CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
@@ -27,7 +34,7 @@ def superseded_names(directory: str, files: StepFiles) -> list[Judged]:
     before = judged_names(directory, files.kept_names())
     # Looked for after the names were listed, and until two looks agree: a save that is under way must
     # not make a whole one seem torn.
-    save = read_save(directory, files.step, optimizer=True)
+    save = read_save(directory, files.step, optimizer=True, listing=listing)
     visible = {os.path.basename(path) for path in save.paths()}
     # Every rank saves in the same order, so a save that the whole one has replaced in one place is
     # older everywhere. Of any other nothing is known: a rank may be ahead, and it be newer.

@@ -21,7 +21,7 @@ from fastckpt.errors import CheckpointError, ChecksumError, FormatError
 from .opened import OpenedFiles
 from .parts import NO_SAVE_ID, Part
 from .problems import Problem, Wording
-from .survey import StepFiles, StepName, absent_ranks, survey_steps
+from .survey import Listing, StepFiles, StepName, absent_ranks, survey_step
 
 # A reader that meets a running save looks again. Each look takes less time than the fsyncs of a
 # save, so the second mostly succeeds; the limit is for a directory that changes without end.
@@ -61,7 +61,14 @@ class StepSave:
         return [self.model.path, self.meta, *manifest, *shards]
 
 
-def read_save(directory: str, step: int, *, optimizer: bool, rank: int | None = None) -> StepSave:
+def read_save(
+    directory: str,
+    step: int,
+    *,
+    optimizer: bool,
+    rank: int | None = None,
+    listing: Listing | None = None,
+) -> StepSave:
     """Open the newest whole save of a step.
 
     Args:
@@ -69,6 +76,7 @@ def read_save(directory: str, step: int, *, optimizer: bool, rank: int | None = 
         step: The step.
         optimizer: Whether the shards of all ranks have to be there; else model and meta will do.
         rank: Whose shard to open: it has to be there, and of the same save.
+        listing: The directory's, of callers who look at one step after the other.
 
     Raises:
         IncompleteCheckpointError: A file is missing, or of another save.
@@ -79,7 +87,7 @@ def read_save(directory: str, step: int, *, optimizer: bool, rank: int | None = 
     """
     seen: object = None
     for attempt in range(_ATTEMPTS):
-        files = survey_steps(directory).get(step, StepFiles(step))
+        files = survey_step(directory, step) if listing is None else listing.step(step)
         saves = StepSaves(directory, files, hold=rank)
         try:
             return saves.newest_whole(optimizer=optimizer, rank=rank)

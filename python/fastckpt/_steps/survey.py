@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import compress, repeat
 
 from fastckpt._stages import is_stage
 from fastckpt._verify.report import Role
@@ -25,6 +27,8 @@ _KEPT = re.compile(r"\.fastckpt-(?P<save_id>[0-9]{14})-(?P<name>.+)\.kept")
 _TEMPORARY = re.compile(r"\.fastckpt-.*\.tmp")
 # Names under which torch.save's files are found: torch's own documentation, Lightning.
 _ARCHIVE_SUFFIXES = (".pt", ".pth", ".ckpt")
+# File systems tell times by the second, or two.
+_SETTLED_NS = 3 * 10**9
 # Missing ranks that are named one by one; a gap may be as large as a rank can be.
 _NAMED_GAPS = 8
 
@@ -75,6 +79,11 @@ def own_name(name: str) -> str:
     """Return what a file was called before it was kept; other names as they are."""
     kept = parse_kept_name(name)
     return name if kept is None else kept[1]
+
+
+def part_of_step(step: int) -> str:
+    """Return what all names of a step's files have in them."""
+    return f"_{step:06d}"
 
 
 def is_of_step(name: str, step: int) -> bool:
@@ -178,6 +187,51 @@ def survey_steps(path: str) -> dict[int, StepFiles]:
     return steps
 
 
+def survey_step(path: str, step: int) -> StepFiles:
+    """List the files of one step; no other name is looked at closely, as there may be very many.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    names = _names(path)
+    of_step = compress(names, map(str.__contains__, names, repeat(part_of_step(step))))
+    steps = {step: StepFiles(step)}
+    for name in sorted(of_step):
+        _add_to_steps(steps, name)
+    return steps[step]
+
+
+class Listing:
+    """The steps of one directory, which is listed again only where it has changed.
+
+    For those who look at one step after the other: listing it for each would take for ever in a directory
+    of very many.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._steps: dict[int, StepFiles] = {}
+        # When the directory had last been changed as it was listed; None where that says nothing.
+        self._changed_ns: int | None = None
+
+    def step(self, step: int) -> StepFiles:
+        """Return what there is of a step now.
+
+        Raises:
+            OSError: The directory cannot be listed.
+        """
+        try:
+            changed_ns = os.stat(self._path).st_mtime_ns
+        except FileNotFoundError:
+            changed_ns = -1
+        if self._changed_ns is None or changed_ns != self._changed_ns:
+            self._steps = survey_steps(self._path)
+            # A second change may have the same time, as far as file systems tell it.
+            is_settled = 0 <= changed_ns < time.time_ns() - _SETTLED_NS
+            self._changed_ns = changed_ns if is_settled else None
+        return self._steps.get(step, StepFiles(step))
+
+
 def survey_directory(path: str) -> Directory:
     """List one directory.
 
@@ -204,8 +258,12 @@ def survey_directory(path: str) -> Directory:
 
 
 def _list(path: str) -> list[str]:
+    return sorted(_names(path))
+
+
+def _names(path: str) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return os.listdir(path)
     except OSError as error:
         error.strerror = f"{error.strerror}, while listing the directory"
         raise

@@ -8,15 +8,20 @@ views of one storage, cut to what they cover; slices of one storage that do not 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-# What tells one view of memory from another: storage, offset, shape, strides, dtype.
-View = tuple[int, int, tuple[int, ...], tuple[int, ...], torch.dtype]
+from fastckpt._contents.views import distinct_elements
+
+#: How much larger than what it is made of a dense copy may be.
+INFLATION_NBYTES_MAX = 64 << 20
+# How often each element of a storage is looked at, on the average, to find tensors that do not overlap.
+_LOOKS_MAX = 16
 
 
 def compact(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,15 +34,18 @@ def compact(tensors: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(tensors)
     for name, value in tensors.items():
         if is_ordinary(value):
-            result[name] = value.resolve_conj().resolve_neg()
+            if value.is_conj() or value.is_neg():
+                result[name] = changed(value, lambda one: one.resolve_conj().resolve_neg(), name)
             by_storage[result[name].untyped_storage()._cdata].append(name)
     for names in by_storage.values():
-        groups = _overlapping({name: result[name] for name in names})
-        for group in groups:
-            storage_nbytes = result[names[0]].untyped_storage().nbytes()
-            if len(groups) == 1 and _range(list(group.values())) == (0, storage_nbytes):
-                continue
-            result.update(_cut(group))
+        storage_nbytes = result[names[0]].untyped_storage().nbytes()
+        groups = _overlapping({name: result[name] for name in names}, storage_nbytes)
+        if len(groups) == 1 and _range(list(groups[0].values())) == (0, storage_nbytes):
+            continue
+        # Parts that lie between each other may be larger, all together, than what they are cut from.
+        if sum(map(_cut_nbytes, groups)) <= storage_nbytes:
+            for group in groups:
+                result.update(_cut(group))
     return result
 
 
@@ -52,12 +60,36 @@ def is_ordinary(value: Any) -> bool:
     )
 
 
-def same_view(tensor: Tensor) -> View | int:
-    """Return what two tensors have in common if they are the same view of the same memory."""
+def same_view(tensor: Tensor) -> str:
+    """Return what two tensors have in common if they are the same view of the same memory.
+
+    A text, since the hash of numbers from a file may be that of any others.
+    """
     if not is_ordinary(tensor) or tensor.numel() == 0:
-        return id(tensor)
-    storage = tensor.untyped_storage()._cdata
-    return storage, int(tensor.storage_offset()), tuple(tensor.shape), tensor.stride(), tensor.dtype
+        return f"object {id(tensor)}"
+    storage, offset = tensor.untyped_storage()._cdata, int(tensor.storage_offset())
+    return repr((storage, offset, tuple(tensor.shape), tensor.stride(), tensor.dtype))
+
+
+def changed(tensor: Tensor, change: Callable[[Tensor], Tensor], name: str) -> Tensor:
+    """Change each element of a tensor once: what is expanded in it stays expanded.
+
+    Raises:
+        ValueError: It overlaps itself in memory otherwise, so that a copy would be far larger.
+    """
+    once = tensor[tuple(slice(None) if step else slice(1) for step in tensor.stride())]
+    if is_inflated(once):
+        raise ValueError(
+            f"{name!r} has {once.nbytes} bytes as a dense tensor, and is made of "
+            f"{tensor.untyped_storage().nbytes()}: it is not copied; save a clone() of it"
+        )
+    result = change(once)
+    return result if once.shape == tensor.shape else result.expand(tensor.shape)
+
+
+def is_inflated(tensor: Tensor) -> bool:
+    """Whether a dense copy takes far more than the storage has: a small file could ask for any amount."""
+    return tensor.nbytes > tensor.untyped_storage().nbytes() + INFLATION_NBYTES_MAX
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
@@ -74,7 +106,7 @@ def _range(tensors: list[Tensor]) -> tuple[int, int]:
     return min(first for first, _ in extents), max(last for _, last in extents)
 
 
-def _overlapping(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def _overlapping(tensors: dict[str, Tensor], storage_nbytes: int) -> list[dict[str, Tensor]]:
     """Divide tensors of one storage into groups that have no element in common."""
     groups: list[dict[str, Tensor]] = []
     end = 0
@@ -84,38 +116,58 @@ def _overlapping(tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
             groups.append({})
         groups[-1][name] = tensor
         end = max(end, last)
+    looks = [sum(math.prod(_once(tensor)[0]) for tensor in group.values()) for group in groups]
+    if sum(looks) > _LOOKS_MAX * storage_nbytes:
+        # So many views of the same memory are not worth the look.
+        return groups
     return [part for group in groups for part in _interleaved(group)]
+
+
+def _once(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return distinct_elements(tuple(tensor.shape), tensor.stride())
 
 
 def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """Divide tensors whose extents overlap: two columns of a matrix have no element in common."""
     if len({same_view(tensor) for tensor in group.values()}) == 1:
         return [group]
-    tensors = list(group.values())
-    first, last = _range(tensors)
-    itemsize = tensors[0].itemsize
+    first, last = _range(list(group.values()))
+    itemsize = next(iter(group.values())).itemsize
     # Which tensor an element was seen in last.
     seen_in = torch.full(((last - first) // itemsize,), -1, dtype=torch.int32)
-    names = list(group)
-    parts: list[dict[str, Tensor]] = []
-    for i, (name, tensor) in enumerate(group.items()):
-        # A dimension of stride 0 is the same elements over and over.
-        shape = [
-            1 if not step else n for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-        ]
+    # For each tensor, one before it that it has to stay with; itself where there is none.
+    leads: list[int] = []
+    for i, tensor in enumerate(group.values()):
+        shape, stride = _once(tensor)
         offset = tensor.storage_offset() - first // itemsize
-        elements = seen_in.as_strided(shape, tensor.stride(), offset if tensor.numel() else 0)
-        others = {names[j] for j in elements.unique().tolist() if j >= 0}
+        elements = seen_in.as_strided(shape, stride, offset if tensor.numel() else 0)
+        leads.append(i)
+        for j in elements.unique().tolist():
+            if j >= 0:
+                # The smaller leads, so that the order of the group stays.
+                one, other = sorted((_lead_of(leads, i), _lead_of(leads, j)))
+                leads[other] = one
         elements.fill_(i)
-        joined = {name: tensor}
-        apart = []
-        for part in parts:
-            if others & part.keys():
-                joined = {**part, **joined}
-            else:
-                apart.append(part)
-        parts = [*apart, joined]
-    return parts
+    parts: dict[int, dict[str, Tensor]] = {}
+    for i, (name, tensor) in enumerate(group.items()):
+        parts.setdefault(_lead_of(leads, i), {})[name] = tensor
+    return list(parts.values())
+
+
+def _lead_of(leads: list[int], i: int) -> int:
+    """Find the first of those that a tensor stays with; what was passed on the way points on."""
+    while leads[i] != i:
+        leads[i] = leads[leads[i]]
+        i = leads[i]
+    return i
+
+
+def _cut_nbytes(group: dict[str, Tensor]) -> int:
+    """Return how many bytes `_cut` copies."""
+    first, last = _range(list(group.values()))
+    if len(group) == 1:
+        return min(last - first, next(iter(group.values())).nbytes)
+    return last - first
 
 
 def _cut(group: dict[str, Tensor]) -> dict[str, Tensor]:

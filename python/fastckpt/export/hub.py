@@ -27,7 +27,7 @@ from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._wording import some_names
 from fastckpt.errors import FormatError, IncompleteCheckpointError
 
-from .compact import is_ordinary, same_view
+from .compact import INFLATION_NBYTES_MAX, is_inflated, is_ordinary, same_view
 from .optional import require
 from .publishing import publish, refuse_existing, sizes, staging
 from .report import ExportReport
@@ -46,8 +46,8 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _FORMAT = {"format": "pt"}
 # The format has no place for a configuration, and other programs leave unknown metadata alone.
 _CONFIG = f"fastckpt.{CONFIG_KEY}"
-# An expanded tensor is stored in full. A file of a few bytes could ask for any amount of memory so.
-_EXPANDED_NBYTES_MAX = 64 << 20
+# What overlaps is stored in full: how often each byte may be stored, on the average.
+_OVERLAPS_MAX = 4
 _OS_ERROR = re.compile(r"I/O error: (.*?) \(os error (\d+)\)")
 
 
@@ -98,12 +98,12 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
                 f"{name!r} in {weights.source} cannot be in a safetensors file, which holds dense "
                 f"tensors only: {_kind(value)}; a .pt file holds it"
             )
-        if value.nbytes > value.untyped_storage().nbytes() + _EXPANDED_NBYTES_MAX:
+        if is_inflated(value):
             raise ValueError(
                 f"{name!r} in {weights.source} has {value.nbytes} bytes as a dense tensor, and is made "
                 f"of {value.untyped_storage().nbytes()}: a .pt file holds it as it is"
             )
-    first: dict[Any, str] = {}
+    first: dict[str, str] = {}
     for name in sorted(weights.state):
         first.setdefault(same_view(weights.state[name]), name)
     aliases = {
@@ -111,6 +111,7 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
         for name, value in weights.state.items()
         if first[same_view(value)] != name
     }
+    _refuse_inflation(weights, aliases)
     tensors = {
         name: value.contiguous() for name, value in weights.state.items() if name not in aliases
     }
@@ -132,6 +133,23 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
             tensors[name] = tensor.clone()
         seen.add(key)
     return tensors, aliases, notes
+
+
+def _refuse_inflation(weights: Weights, aliases: Mapping[str, str]) -> None:
+    """Refuse tensors that are all together far larger than what they are made of."""
+    made_of: dict[int, int] = {}
+    nbytes = 0
+    for name, value in weights.state.items():
+        if name not in aliases:
+            storage = value.untyped_storage()
+            made_of[storage._cdata] = storage.nbytes()
+            nbytes += value.nbytes
+    most = _OVERLAPS_MAX * sum(made_of.values()) + INFLATION_NBYTES_MAX
+    if nbytes > most:
+        raise ValueError(
+            f"the tensors in {weights.source} overlap in memory: as dense ones they have {nbytes} bytes, "
+            f"and are made of {sum(made_of.values())}; a .pt file holds them as they are"
+        )
 
 
 def _kind(value: Any) -> str:

@@ -22,7 +22,7 @@ from fastckpt._native import Archive, Graph, Span, TensorInfo
 from fastckpt._wording import some_names
 from fastckpt.errors import FormatError
 
-from .compact import compact, same_view
+from .compact import changed, compact, same_view
 
 _Progress = Callable[[int, int], None]
 
@@ -200,6 +200,10 @@ def _ema_state(root: Any, path: str) -> Mapping[str, Any]:
     return tensors
 
 
+def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    return average if average.dtype == dtype else changed(average, lambda one: one.to(dtype), name)
+
+
 def _with_averages(
     state: dict[str, Any], ema: Mapping[str, Any], weights: Weights
 ) -> dict[str, Any]:
@@ -226,7 +230,7 @@ def _with_averages(
         original = tied.get(same_view(value)) if isinstance(value, Tensor) else None
         if original is not None:
             if result[original] is state[original]:
-                result[original] = averages[original].to(state[original].dtype)
+                result[original] = _in_dtype(averages[original], state[original].dtype, original)
             result[name] = result[original]
     kept = sum(result[name] is state[name] for name in state)
     weights.notes.append(

@@ -13,7 +13,7 @@ from fastckpt import _native
 from fastckpt._contents.identity import standing
 from fastckpt._steps.opened import OpenedFiles
 from fastckpt._steps.replaced import Judged, judged_names, superseded_names
-from fastckpt._steps.survey import StepFiles, own_name, survey_steps
+from fastckpt._steps.survey import StepFiles, own_name, survey_step, survey_steps
 from fastckpt.errors import CheckpointError
 
 from .log import logger
@@ -97,7 +97,7 @@ def release_unreplaced(
     """
     own = {*names}
     try:
-        files = survey_steps(directory).get(step, StepFiles(step))
+        files = survey_step(directory, step)
         unreplaced = [
             name
             for name in files.kept_names()

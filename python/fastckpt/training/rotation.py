@@ -11,7 +11,7 @@ from fastckpt import _native
 from fastckpt._prune.retention import expendable_steps
 from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt._steps.held import HeldDirectory
-from fastckpt._steps.manager_files import is_of_checkpoint
+from fastckpt._steps.manager_files import is_of_checkpoint, part_of_checkpoint
 from fastckpt._steps.removal import Going, Removal
 from fastckpt.errors import ChecksumError
 
@@ -154,6 +154,7 @@ def _remove(
             first=first,
             rest=ranks,
             judged={**held.look_at(ranks), **({} if judged is None else {str(name): judged})},
+            part=part_of_checkpoint(name.step, name.epoch),
             belongs=partial(is_of_checkpoint, step=name.step, epoch=name.epoch),
         )
     except OSError as error:

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use fastckpt_format::pickle::Dtype;
 
-use crate::elements::{Elements, buffer_for};
+use crate::elements::{Elements, Tensors, buffer_for};
 use crate::error::Result;
 use crate::job::{Job, Observer, default_threads, lock};
 use crate::mapping::Mapping;
@@ -52,7 +52,7 @@ struct Input<'a> {
     weight: f64,
     /// The records that are checked while they are read.
     inspected: Selection,
-    /// The keys of those that are read in parts, or more than once: they are checked before.
+    /// The keys of those that are read in parts, or more than once: they are checked before, once.
     checked_before: Vec<String>,
 }
 
@@ -74,7 +74,8 @@ impl<'a> Average<'a> {
     /// Where the numbers of archives, weights and places differ, or tensors are of different sizes.
     pub fn new(archives: &[&'a Archive], weights: &[f64], averaged: &[Averaged]) -> Result<Self> {
         assert_eq!(archives.len(), weights.len(), "a weight for each archive");
-        let plan = |averaged| plan_tensor(archives, weights, averaged);
+        let mut inputs: Vec<_> = archives.iter().copied().map(Tensors::new).collect();
+        let plan = |averaged| plan_tensor(&mut inputs, weights, averaged);
         let mut tensors = averaged.iter().map(plan).collect::<Result<Vec<_>>>()?;
         let inputs = archives.iter().zip(weights).enumerate();
         let inputs = inputs
@@ -180,23 +181,23 @@ impl<'a> Average<'a> {
 }
 
 fn plan_tensor<'a>(
-    archives: &[&'a Archive],
+    inputs: &mut [Tensors<'a>],
     weights: &[f64],
     averaged: &Averaged,
 ) -> Result<Tensor<'a>> {
-    assert_eq!(archives.len(), averaged.places.len(), "a place in each");
+    assert_eq!(inputs.len(), averaged.places.len(), "a place in each");
     let dtype = averaged.dtype;
     let is_averaged = numeric::arithmetic(dtype) == Arithmetic::Floating;
     let mut elements = Vec::new();
-    for (number, (key, view)) in averaged.places.iter().enumerate() {
+    let last = inputs.len().saturating_sub(1);
+    for (number, (input, (key, view))) in inputs.iter_mut().zip(&averaged.places).enumerate() {
         let has_part = if is_averaged {
             weights[number] != 0.0
         } else {
-            number + 1 == archives.len()
+            number == last
         };
         if has_part {
-            let of = Elements::of_archive(archives[number], key, view, dtype)?;
-            elements.push((number, of));
+            elements.push((number, input.elements(key, view, dtype)?));
         }
     }
     let nbytes = elements.first().map_or(0, |(_, first)| first.nbytes);
@@ -226,7 +227,10 @@ impl<'a> Input<'a> {
             if elements.is_inspected {
                 inspected.push(record);
             } else if let Some(key) = entries[record].name.strip_prefix("data/") {
-                checked_before.push(key.to_owned());
+                // A record in many parts is named once.
+                if mem::replace(&mut uses[record], 0) > 0 {
+                    checked_before.push(key.to_owned());
+                }
             }
         });
         Self {

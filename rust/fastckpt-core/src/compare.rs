@@ -11,7 +11,7 @@ use std::sync::Mutex;
 
 use fastckpt_format::pickle::Dtype;
 
-use crate::elements::{Elements, buffer_for};
+use crate::elements::{Elements, Tensors, buffer_for};
 use crate::error::Result;
 use crate::job::{Job, Observer, default_threads, lock};
 use crate::mapping::Mapping;
@@ -100,11 +100,12 @@ pub fn compare(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Comparison>> {
     let (mut sides, mut results) = (Vec::new(), Vec::new());
+    let mut files = [File::new(a), File::new(b)];
     for pair in pairs {
         let [dtype_a, dtype_b] = pair.dtypes;
         let both = [
-            locate(a, &pair.a, pair.numel, dtype_a)?,
-            locate(b, &pair.b, pair.numel, dtype_b)?,
+            files[0].locate(&pair.a, pair.numel, dtype_a)?,
+            files[1].locate(&pair.b, pair.numel, dtype_b)?,
         ];
         for (elements, dtype) in both.iter().zip(pair.dtypes) {
             let expected = pair.numel.saturating_mul(dtype.itemsize());
@@ -138,14 +139,31 @@ pub fn compare(
     Ok(results)
 }
 
-fn locate<'a>(side: Side<'a>, place: &Place, numel: u64, dtype: Dtype) -> Result<Elements<'a>> {
-    let nbytes = numel.saturating_mul(dtype.itemsize());
-    match (side, place) {
-        (Side::Archive(archive), Place::Record(key, view)) => {
-            Elements::of_archive(archive, key, view, dtype)
+/// One of the two files, with what is known of its tensors.
+enum File<'a> {
+    Archive(Tensors<'a>),
+    Plain(&'a PlainFile),
+}
+
+impl<'a> File<'a> {
+    fn new(side: Side<'a>) -> Self {
+        match side {
+            Side::Archive(archive) => Self::Archive(Tensors::new(archive)),
+            Side::Plain(file) => Self::Plain(file),
         }
-        (Side::Plain(file), Place::At(start)) => Ok(Elements::of_plain_file(file, *start, nbytes)),
-        _ => unreachable!("archives have records, plain files have offsets"),
+    }
+
+    fn locate(&mut self, place: &Place, numel: u64, dtype: Dtype) -> Result<Elements<'a>> {
+        let nbytes = numel.saturating_mul(dtype.itemsize());
+        match (self, place) {
+            (Self::Archive(tensors), Place::Record(key, view)) => {
+                tensors.elements(key, view, dtype)
+            }
+            (Self::Plain(file), Place::At(start)) => {
+                Ok(Elements::of_plain_file(file, *start, nbytes))
+            }
+            _ => unreachable!("archives have records, plain files have offsets"),
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! The elements of one tensor of a file, read piece by piece in their order.
 
-use std::sync::Mutex;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use fastckpt_format::index::Entry;
 use fastckpt_format::pickle::Dtype;
@@ -42,10 +43,16 @@ pub(crate) struct Elements<'a> {
 
 /// A tensor whose elements are no neighbours: its whole record is held while it is read.
 struct Strided<'a> {
-    archive: &'a Archive,
-    key: String,
+    record: Arc<HeldRecord<'a>>,
     view: View,
     itemsize: u64,
+}
+
+/// A record that strided tensors are read from: once, however many they are.
+struct HeldRecord<'a> {
+    archive: &'a Archive,
+    key: String,
+    /// Bytes of the elements of all of them that nobody has asked for yet.
     unread_nbytes: AtomicU64,
     held: Mutex<Held>,
 }
@@ -58,31 +65,41 @@ enum Held {
     Damaged(Box<ChecksumMismatch>),
 }
 
-impl<'a> Elements<'a> {
-    /// A tensor of an archive.
+/// The tensors of one archive that are to be read.
+pub(crate) struct Tensors<'a> {
+    archive: &'a Archive,
+    /// Those of strided tensors, by their position in the index.
+    records: HashMap<usize, Arc<HeldRecord<'a>>>,
+}
+
+impl<'a> Tensors<'a> {
+    pub(crate) fn new(archive: &'a Archive) -> Self {
+        let records = HashMap::new();
+        Self { archive, records }
+    }
+
+    /// One of them.
     ///
     /// # Errors
     /// Where there is no such record, or it is too short.
-    pub(crate) fn of_archive(
-        archive: &'a Archive,
+    pub(crate) fn elements(
+        &mut self,
         key: &str,
         view: &View,
         dtype: Dtype,
-    ) -> Result<Self> {
+    ) -> Result<Elements<'a>> {
+        let archive = self.archive;
         let name = format!("data/{key}");
         let (position, entry) = archive.find(&name)?;
         let extent = view
             .within(dtype, entry.nbytes)
             .map_err(|problem| archive.bad_record(&name, problem))?;
         let strided = (!extent.is_contiguous).then(|| Strided {
-            archive,
-            key: key.to_owned(),
+            record: self.held(position, key, extent.nbytes),
             view: view.clone(),
             itemsize: dtype.itemsize(),
-            unread_nbytes: AtomicU64::new(extent.nbytes),
-            held: Mutex::new(Held::Nothing),
         });
-        Ok(Self {
+        Ok(Elements {
             nbytes: extent.nbytes,
             record: Some(position),
             is_whole: extent.is_contiguous && extent.start == 0 && extent.nbytes == entry.nbytes,
@@ -95,6 +112,23 @@ impl<'a> Elements<'a> {
         })
     }
 
+    /// The record of a strided tensor, from which so many bytes are going to be read.
+    fn held(&mut self, position: usize, key: &str, nbytes: u64) -> Arc<HeldRecord<'a>> {
+        let archive = self.archive;
+        let record = self.records.entry(position).or_insert_with(|| {
+            Arc::new(HeldRecord {
+                archive,
+                key: key.to_owned(),
+                unread_nbytes: AtomicU64::new(0),
+                held: Mutex::new(Held::Nothing),
+            })
+        });
+        record.unread_nbytes.fetch_add(nbytes, Ordering::AcqRel);
+        Arc::clone(record)
+    }
+}
+
+impl<'a> Elements<'a> {
     /// `nbytes` bytes of a plain file, which the caller has found to be in it.
     pub(crate) fn of_plain_file(file: &'a PlainFile, start: u64, nbytes: u64) -> Self {
         Self {
@@ -150,19 +184,25 @@ impl<'a> Elements<'a> {
 
 impl Strided<'_> {
     fn gather(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        let record = self.read_record()?;
+        let record = self.record.read()?;
         let first = offset / self.itemsize;
         self.view
             .gather(self.itemsize, record.as_slice(), first, out);
-        let nbytes = out.len() as u64;
+        self.record.forget(out.len() as u64);
+        Ok(())
+    }
+}
+
+impl HeldRecord<'_> {
+    /// Lets the record go once all of its bytes that are asked for have been.
+    fn forget(&self, nbytes: u64) {
         if self.unread_nbytes.fetch_sub(nbytes, Ordering::AcqRel) == nbytes {
             *lock(&self.held) = Held::Nothing;
         }
-        Ok(())
     }
 
     /// The record, read and checked by the first who asks for it.
-    fn read_record(&self) -> Result<Span> {
+    fn read(&self) -> Result<Span> {
         let mut held = lock(&self.held);
         match &*held {
             Held::Record(record) => return Ok(record.clone()),

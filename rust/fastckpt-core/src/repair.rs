@@ -74,11 +74,15 @@ pub fn salvage(
 /// Decodes `data.pkl` alone, whatever has become of the other records.
 ///
 /// # Errors
-/// Where it is lost, cannot be read, or is no pickle that torch.save writes for tensors.
-pub fn decode(archive: &Archive) -> Result<Graph> {
-    let refused = |source| Error::Pickle {
-        path: archive.path().to_owned(),
-        source,
+/// Where it is lost, cannot be read, or is no pickle that torch.save writes for tensors, and
+/// [`Error::Interrupted`].
+pub fn decode(archive: &Archive, observer: &mut dyn Observer) -> Result<Graph> {
+    let refused = |source| match source {
+        PickleError::Stopped => Error::Interrupted,
+        source => Error::Pickle {
+            path: archive.path().to_owned(),
+            source,
+        },
     };
     // Refused by its size, before memory is asked for.
     if let Some((_, entry)) = archive.index().find(PICKLE)
@@ -90,7 +94,7 @@ pub fn decode(archive: &Archive) -> Result<Graph> {
         }));
     }
     let data = archive.read_record(PICKLE, true)?;
-    pickle::decode(data, Limits::default()).map_err(refused)
+    pickle::decode_while(data, Limits::default(), || observer.poll(0, 0).is_ok()).map_err(refused)
 }
 
 /// Looks through the whole file; `done` is told how far it is.

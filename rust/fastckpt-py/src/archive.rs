@@ -11,6 +11,7 @@ use fastckpt_core::repair;
 use fastckpt_core::{Error, Phase};
 use fastckpt_format::archive::SaveMark;
 use fastckpt_format::index::{Checksums, Kind};
+use fastckpt_format::pickle::Graph;
 use pyo3::exceptions::PyKeyError;
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -126,22 +127,28 @@ impl PyArchive {
 
     #[pyo3(signature = (*, verify=true))]
     fn decode(&self, py: Python<'_>, verify: bool) -> PyResult<PyGraph> {
-        detached_quietly(py, || self.0.decode(verify)).map(PyGraph)
+        self.decoded(py, verify, None).map(PyGraph)
     }
 
-    #[pyo3(signature = (*, list_items_max, verify=true))]
+    #[pyo3(signature = (*, list_items_max, verify=true, progress=None))]
     fn decode_plain_values(
         &self,
         py: Python<'_>,
         list_items_max: usize,
         verify: bool,
+        progress: Option<Py<PyAny>>,
     ) -> PyResult<PyGraph> {
-        let decode = || Ok(self.0.decode(verify)?.for_plain_values(list_items_max));
-        detached_quietly(py, decode).map(PyGraph)
+        let graph = self.decoded(py, verify, progress)?;
+        Ok(PyGraph(
+            py.detach(|| graph.for_plain_values(list_items_max)),
+        ))
     }
 
     fn decode_pickle(&self, py: Python<'_>) -> PyResult<PyGraph> {
-        detached_quietly(py, || repair::decode(&self.0)).map(PyGraph)
+        detached(py, None, &Raised::default(), |observer| {
+            repair::decode(&self.0, observer)
+        })
+        .map(PyGraph)
     }
 
     #[pyo3(signature = (keys, *, mmap=false, verify=true, threads=None, progress=None))]
@@ -217,6 +224,17 @@ impl PyArchive {
 
     pub(crate) fn core(&self) -> &Archive {
         &self.0
+    }
+
+    fn decoded(
+        &self,
+        py: Python<'_>,
+        verify: bool,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Graph> {
+        detached(py, progress, &Raised::default(), |observer| {
+            self.0.decode_observed(verify, observer)
+        })
     }
 
     /// The 40 bytes that say who wrote the file and what is in it; `None` where there is no such

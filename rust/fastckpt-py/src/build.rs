@@ -33,6 +33,11 @@ pub(crate) fn build<'py>(
     for &id in graph.reachable() {
         let object = builder.create(graph.node(id))?;
         builder.objects.put(id, object);
+        // A tensor takes as long as a few hundred numbers.
+        let is_tensor = matches!(graph.node(id), Node::Tensor(_) | Node::Parameter { .. });
+        builder
+            .objects
+            .pause_after(if is_tensor { 256 } else { 0 })?;
     }
     builder.objects.finish()
 }

@@ -262,7 +262,7 @@ impl PyCommit {
         py: Python<'_>,
         paths: Vec<PathBuf>,
         replace: bool,
-        unchanged: Option<Vec<(PathBuf, (u64, u64, u64, i64))>>,
+        unchanged: Option<Vec<JudgedFile>>,
     ) -> PyResult<()> {
         let commit = self.open()?;
         let known_unlocked = commit.unlocked().len();
@@ -291,8 +291,11 @@ impl PyCommit {
     }
 }
 
+/// A file with device, inode, size in bytes and time of its last change in nanoseconds.
+type JudgedFile = (PathBuf, (u64, u64, u64, i64));
+
 fn as_identity(
-    (path, (device, inode, nbytes, modified_ns)): (PathBuf, (u64, u64, u64, i64)),
+    (path, (device, inode, nbytes, modified_ns)): JudgedFile,
 ) -> (PathBuf, FileIdentity) {
     let identity = FileIdentity {
         device,

@@ -13,11 +13,15 @@ use pyo3::types::{
     PyString, PyTuple,
 };
 
+/// Objects that are made before signal handlers get a turn: a few milliseconds.
+const OBJECTS_PER_PAUSE: usize = 1 << 14;
+
 /// The objects that have been made of the nodes of a graph.
 pub(crate) struct Objects<'py, 'g> {
     pub(crate) py: Python<'py>,
     pub(crate) graph: &'g Graph,
     made: Vec<Option<Bound<'py, PyAny>>>,
+    since_pause: usize,
     ordered_dict: Bound<'py, PyAny>,
 }
 
@@ -27,8 +31,21 @@ impl<'py, 'g> Objects<'py, 'g> {
             py,
             graph,
             made: vec![None; graph.nodes().len()],
+            since_pause: 0,
             ordered_dict: PyModule::import(py, "collections")?.getattr("OrderedDict")?,
         })
+    }
+
+    /// Lets signal handlers and other threads run every now and then; `count` is what was made since.
+    pub(crate) fn pause_after(&mut self, count: usize) -> PyResult<()> {
+        self.since_pause += count + 1;
+        if self.since_pause < OBJECTS_PER_PAUSE {
+            return Ok(());
+        }
+        self.since_pause = 0;
+        self.py.check_signals()?;
+        self.py.detach(|| ());
+        Ok(())
     }
 
     /// Takes the object of a node.
@@ -37,9 +54,10 @@ impl<'py, 'g> Objects<'py, 'g> {
     }
 
     /// Fills all containers, and returns the object that was saved.
-    pub(crate) fn finish(&self) -> PyResult<Bound<'py, PyAny>> {
+    pub(crate) fn finish(&mut self) -> PyResult<Bound<'py, PyAny>> {
         for &id in self.graph.reachable() {
-            self.fill(id)?;
+            let items = self.fill(id)?;
+            self.pause_after(items)?;
         }
         self.get(self.graph.root()).cloned()
     }
@@ -77,19 +95,22 @@ impl<'py, 'g> Objects<'py, 'g> {
         }))
     }
 
-    fn fill(&self, id: NodeId) -> PyResult<()> {
-        match self.graph.node(id) {
+    /// Fills a container; says how many items it has.
+    fn fill(&self, id: NodeId) -> PyResult<usize> {
+        Ok(match self.graph.node(id) {
             Node::List(items) => {
                 let list = self.get(id)?.cast::<PyList>()?;
                 for item in items {
                     list.append(self.get(*item)?)?;
                 }
+                items.len()
             }
             Node::Dict(items) => {
                 let dict = self.get(id)?.cast::<PyDict>()?;
                 for (key, value) in items {
                     dict.set_item(self.get(*key)?, self.get(*value)?)?;
                 }
+                items.len()
             }
             Node::OrderedDict { items, metadata } => {
                 let dict = self.get(id)?;
@@ -99,10 +120,10 @@ impl<'py, 'g> Objects<'py, 'g> {
                 if let Some(metadata) = metadata {
                     dict.setattr(intern!(self.py, "_metadata"), self.get(*metadata)?)?;
                 }
+                items.len()
             }
-            _ => {}
-        }
-        Ok(())
+            _ => 0,
+        })
     }
 
     pub(crate) fn text(&self, text: Text) -> PyResult<Bound<'py, PyAny>> {

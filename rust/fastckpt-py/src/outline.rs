@@ -19,6 +19,7 @@ pub(crate) fn outline<'py>(py: Python<'py>, graph: &Graph) -> PyResult<Bound<'py
             None => describe(&objects, node)?,
         };
         objects.put(id, object);
+        objects.pause_after(0)?;
     }
     for &id in graph.reachable() {
         match graph.node(id) {

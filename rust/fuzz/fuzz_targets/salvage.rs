@@ -68,7 +68,7 @@ fn check(file: &[u8]) {
         let end = start + entry.nbytes as usize;
         assert_eq!(found[&entry.name], file[start..end]);
     }
-    let _whatever_it_says = repair::decode(&salvaged.archive);
+    let _whatever_it_says = repair::decode(&salvaged.archive, &mut Unobserved);
     if let Some(expected) = records_of_good(file) {
         assert!(
             found == expected,

@@ -8,6 +8,7 @@ use fastckpt_format::pickle::{self, Graph, Limits, PickleError};
 
 use super::Archive;
 use crate::error::{Error, Result};
+use crate::job::{Observer, Unobserved};
 use crate::source::in_memory;
 
 /// Records beside the storages' that are larger than this are nobody's metadata, and are not
@@ -31,6 +32,14 @@ impl Archive {
     /// Where one of them is not what was written, `data.pkl` is no pickle that torch.save writes
     /// for tensors, or the byte order is none.
     pub fn decode(&self, verify: bool) -> Result<Graph> {
+        self.decode_observed(verify, &mut Unobserved)
+    }
+
+    /// The same; the observer may stop it, and is told nothing of how far it is.
+    ///
+    /// # Errors
+    /// As [`Archive::decode`], and [`Error::Interrupted`].
+    pub fn decode_observed(&self, verify: bool, observer: &mut dyn Observer) -> Result<Graph> {
         self.index()
             .require_checkpoint()
             .map_err(|source| self.source.malformed(source))?;
@@ -43,7 +52,11 @@ impl Archive {
         let pickle = self.read_record("data.pkl", verify)?;
         self.check_metadata(verify)?;
         self.check_byte_order(verify)?;
-        pickle::decode(pickle, Limits::default()).map_err(|source| self.not_decoded(source))
+        let goes_on = || observer.poll(0, 0).is_ok();
+        match pickle::decode_while(pickle, Limits::default(), goes_on) {
+            Err(PickleError::Stopped) => Err(Error::Interrupted),
+            decoded => decoded.map_err(|source| self.not_decoded(source)),
+        }
     }
 
     fn check_metadata(&self, verify: bool) -> Result<()> {

@@ -20,16 +20,32 @@ pub(super) struct Decoded {
 /// the few singletons that every graph begins with.
 const MAX_NBYTES: usize = u32::MAX as usize - 16;
 
+/// Opcodes between two looks at whether to go on: a few milliseconds.
+const OPCODES_PER_LOOK: usize = 1 << 16;
+
 /// Decodes a pickle up to `STOP`, and insists that it ends there.
-pub(super) fn run(pickle: &[u8], limits: Limits, ids: StorageIds) -> Result<Decoded, PickleError> {
+pub(super) fn run(
+    pickle: &[u8],
+    limits: Limits,
+    ids: StorageIds,
+    goes_on: &mut dyn FnMut() -> bool,
+) -> Result<Decoded, PickleError> {
     let limit = limits.max_nbytes.min(MAX_NBYTES);
     if pickle.len() > limit {
         let nbytes = pickle.len();
         return Err(PickleError::TooLarge { nbytes, limit });
     }
     let mut decoder = Decoder::new(pickle, limits, ids);
-    while !decoder.step()? {}
-    decoder.finish()
+    loop {
+        for _ in 0..OPCODES_PER_LOOK {
+            if decoder.step()? {
+                return decoder.finish();
+            }
+        }
+        if !goes_on() {
+            return Err(PickleError::Stopped);
+        }
+    }
 }
 
 impl Decoder<'_> {

@@ -212,6 +212,24 @@ pub enum PickleError {
         /// The limit.
         limit: usize,
     },
+    /// Who wanted it decoded did not want it to the end.
+    #[error("the decoding of data.pkl was stopped")]
+    Stopped,
+    /// The keys of a dict or set have hashes that were chosen to collide.
+    #[error(
+        "data.pkl: {what}{place} has {keys} keys whose hashes collide; looking them up takes more \
+         than {limit} steps, and those of no checkpoint do"
+    )]
+    Collisions {
+        /// What it is.
+        what: &'static str,
+        /// ` at ` and the keys that lead to it, where they do.
+        place: String,
+        /// How many keys it has.
+        keys: usize,
+        /// The limit, which grows with their number.
+        limit: u64,
+    },
     /// The same object is copied or hashed so often that the pickle must have been made for that.
     #[error("data.pkl byte {offset}: reused objects expand to more than {limit} elements")]
     Expansion {

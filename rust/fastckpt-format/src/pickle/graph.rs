@@ -8,7 +8,7 @@ use super::dtype::Dtype;
 use super::error::PickleError;
 use super::global::Global;
 use super::names::{self, Place};
-use super::{Limits, reach, values};
+use super::{Limits, probes, reach, values};
 
 /// The position of a node in its graph. The same id twice is the same Python object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -249,6 +249,7 @@ impl Graph {
             reachable: Vec::new(),
         };
         graph.reachable = reach::from_root(&graph, limits.max_depth)?;
+        probes::check(&graph)?;
         if graph.outside.is_none() {
             graph.outside = reach::opaque_value(&graph);
         }

@@ -19,11 +19,13 @@ mod dtype;
 mod error;
 mod global;
 mod graph;
+mod hashes;
 mod length;
 mod machine;
 mod names;
 mod old_state;
 mod opcode;
+mod probes;
 mod reach;
 mod refused;
 mod storage;
@@ -67,13 +69,25 @@ impl Default for Limits {
 /// # Ok::<(), fastckpt_format::pickle::PickleError>(())
 /// ```
 pub fn decode(pickle: Vec<u8>, limits: Limits) -> Result<Graph, PickleError> {
-    let decoded = decode::run(&pickle, limits, StorageIds::Archive)?;
+    decode_while(pickle, limits, || true)
+}
+
+/// The same, for as long as `goes_on` says so, which is asked every few milliseconds.
+///
+/// # Errors
+/// Also [`PickleError::Stopped`], where it did not.
+pub fn decode_while(
+    pickle: Vec<u8>,
+    limits: Limits,
+    mut goes_on: impl FnMut() -> bool,
+) -> Result<Graph, PickleError> {
+    let decoded = decode::run(&pickle, limits, StorageIds::Archive, &mut goes_on)?;
     Graph::new(pickle, decoded, limits)
 }
 
 /// The same for the pickles of a file of torch before 1.6, see [`crate::legacy`].
 pub(crate) fn decode_legacy(pickle: Vec<u8>, limits: Limits) -> Result<Graph, PickleError> {
-    let decoded = decode::run(&pickle, limits, StorageIds::Legacy)?;
+    let decoded = decode::run(&pickle, limits, StorageIds::Legacy, &mut || true)?;
     Graph::new(pickle, decoded, limits)
 }
 

@@ -82,6 +82,21 @@ pub(super) fn places(graph: &Graph, is_wanted: impl Fn(StorageId) -> bool) -> Ve
     places
 }
 
+/// The path of keys that leads to an object, if one does.
+pub(super) fn place_of(graph: &Graph, wanted: NodeId) -> Option<String> {
+    let mut walk = Walk::new(graph);
+    let mut seen = vec![false; graph.nodes.len()];
+    while let Some(visit) = walk.visits.pop() {
+        if visit.node == wanted {
+            return Some(walk.name(visit.path));
+        }
+        if reach::mark(&mut seen, visit.node) {
+            walk.descend(graph.node(visit.node), visit);
+        }
+    }
+    None
+}
+
 struct Walk<'a> {
     graph: &'a Graph,
     states: HashMap<NodeId, Vec<NodeId>>,

@@ -84,3 +84,26 @@ fn names_stay_short_and_printable() {
     let escape = graph(&[b"}", &unicode("a\x1b[2J\n"), &value, b"s"]);
     assert_eq!(escape.tensor_names()[0].1, "a\\u{1b}[2J\\n");
 }
+
+/// Keys with the hash of 7: Python would compare each with all before it.
+fn keys_of_one_hash(count: u128) -> Vec<u8> {
+    let number = |n: u128| 7 + n * ((1 << 61) - 1);
+    let long = |n| [b"\x8a\x10".as_slice(), &number(n).to_le_bytes()].concat();
+    (0..count).flat_map(long).collect()
+}
+
+#[test]
+fn keys_that_collide_are_refused_by_name() {
+    let set = |count| {
+        let keys = keys_of_one_hash(count);
+        [b"c__builtin__\nset\n](", keys.as_slice(), b"e\x85R"].concat()
+    };
+    let name = unicode("seen");
+    assert_eq!(
+        refusal(&[b"}", &name, &set(1000), b"s"]).to_string(),
+        "data.pkl: a set at seen has 1000 keys whose hashes collide; looking them up takes more \
+         than 144384 steps, and those of no checkpoint do"
+    );
+    // A few do no harm.
+    graph(&[b"}", &name, &set(200), b"s"]);
+}
