@@ -206,6 +206,25 @@ def test_nothing_that_exists_is_touched(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["0.pt", "out.pt"]
 
 
+def test_what_appears_after_the_last_look_is_not_touched_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = write(tmp_path, [{"w": torch.ones(10)}])
+    to = tmp_path / "out.pt"
+    looks: list[str] = []
+
+    def look(path: str) -> None:
+        looks.append(path)
+        if len(looks) == 2:
+            to.write_bytes(b"somebody else's")
+
+    monkeypatch.setattr("fastckpt._average.average._refuse_existing", look)
+    with pytest.raises(FileExistsError):
+        average_files(paths, to)
+    assert to.read_bytes() == b"somebody else's"
+    assert sorted(os.listdir(tmp_path)) == ["0.pt", "out.pt"]
+
+
 def test_progress_ends_at_its_end_and_may_raise(tmp_path: Path) -> None:
     paths = write(tmp_path, [{"w": torch.ones(1_000_000)}] * 2)
     seen: list[tuple[int, int]] = []

@@ -218,3 +218,21 @@ def test_a_file_that_a_link_leads_to_counts_too(
     assert Removal().remove(going) == kept(run, CHANGED, *NAMES)
     assert Removal().remove(going_of(held)) == {}
     assert names(run) == {"model_000200.pt"}
+
+
+def test_where_files_have_no_numbers_of_their_own_size_and_time_have_to_do(
+    run: Path, held: HeldDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FUSE and network file systems may number a file anew once the kernel has forgotten it."""
+    monkeypatch.setattr(held, "_has_numbers", False)
+    going = going_of(held)
+    status = os.stat(run / MODEL)
+    (run / "copy").write_text(MODEL)
+    os.utime(run / "copy", ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.replace(run / "copy", run / MODEL)
+    assert os.stat(run / MODEL).st_ino != status.st_ino
+    assert Removal().remove(going) == {}
+    (run / MODEL).write_text(MODEL)
+    going = going_of(held)
+    save_again(run / MODEL)
+    assert Removal().remove(going) == kept(run, CHANGED, *NAMES)

@@ -277,6 +277,25 @@ def test_torchscript_is_left_to_others(tmp_path: Path) -> None:
 # Any damage
 
 
+def test_what_appears_while_a_file_is_salvaged_is_not_touched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, to = tmp_path / "source.pt", tmp_path / "to.pt"
+    torch.save({"w": torch.ones(10)}, source)
+    looks: list[str] = []
+
+    def look(path: str) -> None:
+        looks.append(path)
+        if len(looks) == 2:
+            to.write_bytes(b"somebody else's")
+
+    monkeypatch.setattr("fastckpt._repair.repair._refuse_existing", look)
+    with pytest.raises(FileExistsError):
+        fastckpt.repair(source, to=to)
+    assert to.read_bytes() == b"somebody else's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source.pt", "to.pt"]
+
+
 def test_no_tensor_is_ever_wrong(tmp_path: Path) -> None:
     seed = 20260
     print(f"seed {seed}")

@@ -41,6 +41,7 @@ __all__ = [
     "compare_tensors",
     "decode_numbers",
     "encode_numbers",
+    "is_local",
     "remove_stale",
     "salvage",
     "verify_file",
@@ -557,6 +558,9 @@ def compare_tensors(
 
     The place in a plain file is its first byte. Two different dtypes are numbers both, see `arithmetic`.
     """
+
+def is_local(directory: _Path) -> bool:
+    """Say whether only this machine reaches the file system of a directory: then its locks and file numbers tell."""
 
 def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:
     """Remove the temporary files of dead processes; return their names. With dry_run only name them.

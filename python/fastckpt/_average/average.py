@@ -163,7 +163,7 @@ def average_files(
         )
         # Somebody may have been faster.
         _refuse_existing(target)
-        commit.publish([target])
+        commit.publish([target], replace=False)
     total = total_weight(plan.weights)
     return AverageReport(
         path=target,

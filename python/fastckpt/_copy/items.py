@@ -147,7 +147,8 @@ class _ItemCopy:
             if is_locked and held.look(self._pieces[-1].name) is None:
                 for name in self._published:
                     there = held.look(name)
-                    if there is not None and there.name == self._files[name]:
+                    own = held.comparable(self._files[name])
+                    if there is not None and there.name == own:
                         held.unlink(name)
         for name, file in self._done.items():
             if file.outcome is Outcome.COPIED:

@@ -291,7 +291,7 @@ class _Job:
             )
             # Somebody may have been faster.
             _refuse_existing(self._to)
-            commit.publish([self._to])
+            commit.publish([self._to], replace=False)
         report = verify(self._to, threads=self._threads)
         if not report.ok:
             raise FormatError(

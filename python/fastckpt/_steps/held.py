@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import compress, repeat
 
-from fastckpt._contents.identity import Standing, standing
+from fastckpt import _native
+from fastckpt._contents.identity import Identity, Standing, standing
 
 # Savers hold the lock for some renames, which takes microseconds. Who deletes waits no longer than this, and
 # then deletes nothing.
@@ -43,6 +44,9 @@ class HeldDirectory:
             error.strerror = f"{error.strerror}, while opening the directory"
             raise
 
+        # Network and FUSE file systems may give a file another number once they have forgotten it.
+        self._has_numbers = _native.is_local(f"/proc/self/fd/{self._fd}")
+
     def close(self) -> None:
         """Let go of it."""
         # Nothing was written to it, so nothing is lost with what close may say.
@@ -58,7 +62,15 @@ class HeldDirectory:
     def look(self, name: str) -> Standing | None:
         """Return what stands at a name in it."""
         with self._described("looking at the file", name):
-            return standing(name, directory=self._fd)
+            there = standing(name, directory=self._fd)
+        if there is None:
+            return None
+        file = None if there.file is None else self.comparable(there.file)
+        return Standing(self.comparable(there.name), file)
+
+    def comparable(self, file: Identity) -> Identity:
+        """Return what is compared of a file in it: not the number, where that says nothing."""
+        return file if self._has_numbers else file._replace(device=0, inode=0)
 
     def look_at(self, names: list[str]) -> dict[str, Standing]:
         """Return what stands at each of these names; those at which nothing does are left out."""

@@ -16,7 +16,7 @@ from fastckpt import _native
 from fastckpt._contents.identity import Standing
 
 from .held import HeldDirectory
-from .replaced import Judged
+from .replaced import Judged, judged_names
 from .survey import parse_kept_name
 
 _CHANGED = "kept, since it was saved again meanwhile"
@@ -139,11 +139,12 @@ class Removal:
         return errors
 
     def _unlink_one(self, going: Going, name: str) -> None:
-        judged = going.judged.get(name)
-        if judged is None or parse_kept_name(name) is None:
+        if parse_kept_name(name) is None:
             going.directory.unlink(name)
-        else:
-            _discard(going.directory.path, (name, judged.name.device, judged.name.inode))
+            return
+        # It was compared a moment ago, with the lock held.
+        for judged in judged_names(going.directory.path, [name]):
+            _discard(going.directory.path, judged)
 
     def discard(self, directory: HeldDirectory, judged: Judged) -> str | None:
         """Remove the second name of a replaced file; return why it stays, None if it is gone."""

@@ -52,7 +52,7 @@ mod _native {
     #[pymodule_export]
     use crate::repair::{PyLost, PySalvaged, salvage};
     #[pymodule_export]
-    use crate::stale::remove_stale;
+    use crate::stale::{is_local, remove_stale};
     #[pymodule_export]
     use crate::verify::{PyDamage, PyFileReport, verify_file};
 

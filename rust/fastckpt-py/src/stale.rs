@@ -1,4 +1,4 @@
-//! Temporary files that dead processes left behind, on request.
+//! Temporary files that dead processes left behind, on request; and where their locks are seen.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -31,5 +31,16 @@ pub(crate) fn remove_stale(
             stale::remove_stale
         };
         act(&RealFiles, &directory, &*opened)
+    })
+}
+
+/// Say whether only this machine reaches the file system of a directory.
+#[pyfunction]
+pub(crate) fn is_local(py: Python<'_>, directory: PathBuf) -> PyResult<bool> {
+    detached_quietly(py, || {
+        RealFiles
+            .open_directory(&directory)
+            .and_then(|opened| opened.is_local())
+            .map_err(Error::io(Phase::OpenDirectory, directory))
     })
 }

@@ -44,7 +44,10 @@ impl Commit {
     ) -> Result<Vec<SharedLock>> {
         let mut locks = Vec::new();
         for path in directories {
-            let directory = self.directory(path)?;
+            // A directory that a link is in may be one that we cannot read, and so not lock.
+            let Ok(directory) = self.open_directory(path) else {
+                continue;
+            };
             let is_known = self.unlocked.contains(path);
             let patience = if is_known { Duration::ZERO } else { PATIENCE };
             match wait_for_lock(&*directory, patience, observer)? {

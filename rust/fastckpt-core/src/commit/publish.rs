@@ -108,8 +108,12 @@ impl Commit {
 
     fn require_unchanged(&mut self, judged: &[(PathBuf, FileIdentity)]) -> Result<()> {
         for (path, identity) in judged {
-            let found = self.resolve(path)?.replaced;
-            if found.as_ref().map(FileIdentity::of) != Some(*identity) {
+            let destination = self.resolve(path)?;
+            let is_same = destination.replaced.is_some_and(|found| {
+                let has_numbers = destination.directory.is_local().unwrap_or(true);
+                FileIdentity::of(&found).is_same(identity, has_numbers)
+            });
+            if !is_same {
                 let stale = io::Error::from_raw_os_error(libc::ESTALE);
                 return Err(Error::io(Phase::Inspect, path)(stale));
             }
@@ -144,6 +148,14 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// Whether both are of one file that has not been written in between. On network and FUSE file systems
+    /// (without `has_numbers`) the number may have changed all the same, once the file was forgotten.
+    fn is_same(&self, other: &Self, has_numbers: bool) -> bool {
+        let number = |file: &Self| (file.device, file.inode);
+        (self.nbytes, self.modified_ns) == (other.nbytes, other.modified_ns)
+            && (!has_numbers || number(self) == number(other))
+    }
+
     fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.device,
