@@ -17,6 +17,7 @@ import fastckpt
 from fastckpt import _native
 from fastckpt._copy.copy import Outcome
 from fastckpt._gc.judging import StepJudge
+from fastckpt._gc.report import StepState
 from fastckpt._prune import prune as prune_module
 from fastckpt._steps import held as held_module
 from fastckpt._steps import removal
@@ -303,6 +304,23 @@ def test_a_step_with_a_linked_shard_survives_a_kill_between_its_two_publishes(
     assert loaded() == 3.0
     assert names(run) == of_step(run, 100)
     assert names(big) == {"shard"}
+
+
+def test_gc_takes_a_linked_shard_for_as_new_as_the_file_that_it_leads_to(run: Path) -> None:
+    """A save leaves the link as it was: its own time says nothing."""
+    shard = run / "optim_000050_rank1.pt"
+    shard.unlink()
+    shard.symlink_to("../shard")
+    os.utime(shard, (1, 1), follow_symlinks=False)
+    for name in of_step(run, 50) - {shard.name}:
+        os.utime(run / name, (1, 1))
+    tear(run, 50)
+    # Rank 1 of the run, started again, has come to step 50, and rank 0 not yet.
+    save_step(run, 50, 51, (1,))
+    report = fastckpt.collect_garbage(run, incomplete=True)
+    assert [(step.step, step.state) for step in report.steps] == [(50, StepState.UNDER_WAY)]
+    save_step(run, 50, 51, (0,))
+    assert whole(run, 50) == 51
 
 
 def _save_until_the_second_publish(save: Callable[[float], None]) -> None:

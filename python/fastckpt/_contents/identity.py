@@ -43,6 +43,11 @@ class Standing(NamedTuple):
     name: Identity
     file: Identity | None
 
+    @property
+    def changed_ns(self) -> int:
+        """When the name, or the file that it leads to, was last written, in nanoseconds."""
+        return max(one.changed_ns for one in self if one is not None)
+
 
 def standing(name: str, *, directory: int | None = None) -> Standing | None:
     """Return what stands at a name, in an open directory or at a path; None where nothing does.

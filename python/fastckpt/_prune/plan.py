@@ -195,7 +195,7 @@ class Plan:
                     known = [each.changed_ns for each in counted.pop().first_files]
                     later = [max((*later, *known))] if known else later
                 judged = self._held.look_at(files.rank_names())
-                changed_ns = max((there.name.changed_ns for there in judged.values()), default=0)
+                changed_ns = max((there.changed_ns for there in judged.values()), default=0)
                 if is_left_behind(changed_ns, later):
                     going.append(self._orphans_going(files, judged))
             if divide_temporaries(self._held.path, self._held.names())[0]:

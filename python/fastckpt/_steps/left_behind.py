@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable
 
 from fastckpt import _native
+from fastckpt._contents.identity import standing
 
 # The names that the core gives to temporary files; others of the kind are somebody else's.
 _TEMPORARY = re.compile(r"\.fastckpt-[0-9]+-[0-9]+\.tmp", re.ASCII)
@@ -28,13 +28,8 @@ def is_left_behind(changed_ns: int, later_ns: Collection[int]) -> bool:
 
 def newest_change(paths: Iterable[str]) -> int:
     """Return when the last of these files was written, in nanoseconds; 0 if none is there."""
-    times = []
-    for path in paths:
-        try:
-            times.append(os.lstat(path).st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    return max(times, default=0)
+    found = map(standing, paths)
+    return max((there.changed_ns for there in found if there is not None), default=0)
 
 
 def divide_temporaries(directory: str, names: Iterable[str]) -> tuple[list[str], list[str]]:

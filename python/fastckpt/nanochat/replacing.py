@@ -129,8 +129,7 @@ def _unfinished(directory: str, files: StepFiles) -> list[Judged]:
 
 def _write_time(directory: str, kept: StepFiles) -> int:
     times = [standing(os.path.join(directory, name)) for name in kept.names()]
-    files = [there.file or there.name for there in times if there is not None]
-    return max((file.changed_ns for file in files), default=0)
+    return max((there.changed_ns for there in times if there is not None), default=0)
 
 
 def _is_same_file(directory: str, kept: str, name: str) -> bool:
