@@ -34,6 +34,14 @@ def _commit(name: str) -> CargoTest:
     return CargoTest("fastckpt-core", "commit", name)
 
 
+def _ownership(name: str) -> CargoTest:
+    return CargoTest("fastckpt-core", "ownership", name)
+
+
+def _schedule(name: str) -> PythonTest:
+    return PythonTest(f"tests/faults/test_deleting_while_saving.py::{name}")
+
+
 def _hostile(name: str) -> CargoTest:
     return CargoTest("fastckpt-format", "hostile", name)
 
@@ -52,6 +60,8 @@ _REPORTED = _commit("every_operation_that_fails_is_reported_and_leaves_the_old_f
 _ORDER = _commit("the_order_is_write_fsync_rename_fsync_of_the_directory")
 _STALE = _commit("a_save_removes_the_temporary_files_of_the_dead_and_no_others")
 
+_PUBLISH = "rust/fastckpt-core/src/commit/publish.rs"
+_OWN = "rust/fastckpt-core/src/commit/own.rs"
 _COMMIT = "rust/fastckpt-core/src/commit/mod.rs"
 _KEEP = "rust/fastckpt-core/src/commit/keep.rs"
 _TEMP = "rust/fastckpt-core/src/commit/temp.rs"
@@ -69,14 +79,14 @@ BUGS = (
     ),
     Bug(
         "no-fsync-of-the-directory",
-        _COMMIT,
+        _PUBLISH,
         "            for (destination, path) in touched {\n",
         "            for (destination, path) in touched.into_iter().skip(1) {\n",
         (_POWER_CUTS, _ORDER),
     ),
     Bug(
         "fsync-error-of-the-directory-swallowed",
-        _COMMIT,
+        _PUBLISH,
         "                    .map_err(|source| Error::CommitUnknown { path, source })?;\n",
         "                    .map_err(|source| Error::CommitUnknown { path, source })\n"
         "                    .ok();\n",
@@ -117,9 +127,59 @@ BUGS = (
     Bug(
         "temporary-file-left-after-an-error",
         _TEMP,
-        "        if !self.has_moved && self.owner == process::id() {\n",
-        "        if !self.has_moved && self.owner == 0 {\n",
+        "        if self.has_moved || self.owner != process::id() {\n",
+        "        if self.has_moved || self.owner != 0 {\n",
         (_REPORTED, _FAILURES),
+    ),
+    Bug(
+        "temporary-name-removed-whoever-has-it",
+        _OWN,
+        "    if !leads_to(directory, name, file)? {\n        return Ok(false);\n    }\n",
+        "",
+        (
+            _ownership(
+                "a_file_that_was_swept_before_its_lock_takes_no_name_of_another_saver_along"
+            ),
+            _ownership("what_is_no_longer_its_own_is_neither_published_nor_removed"),
+        ),
+    ),
+    Bug(
+        "temporary-name-published-whoever-has-it",
+        _TEMP,
+        "        if !leads_to(&*self.directory, &self.name, &own)? {\n",
+        "        if own.links > 9 {\n",
+        (_ownership("what_is_no_longer_its_own_is_neither_published_nor_removed"),),
+    ),
+    Bug(
+        "saver-takes-no-lock",
+        "rust/fastckpt-core/src/commit/lock.rs",
+        "        for path in directories {\n",
+        "        for path in directories.iter().take(0) {\n",
+        (_ownership("a_saver_shares_the_lock_and_never_holds_it_when_it_is_done"),),
+    ),
+    Bug(
+        "deleted-without-a-second-look",
+        "python/fastckpt/_steps/removal.py",
+        "            if problem is not None:\n",
+        "            if False:\n",
+        (
+            _schedule("test_gc_keeps_a_step_that_is_saved_after_it_was_judged"),
+            _schedule("test_prune_deletes_nothing_on_account_of_a_checkpoint_that_is_gone_by_then"),
+        ),
+    ),
+    Bug(
+        "deleted-without-the-lock",
+        "python/fastckpt/_steps/held.py",
+        "            yield held is not False\n",
+        "            yield True\n",
+        (_schedule("test_nothing_is_deleted_where_a_saver_holds_the_lock"),),
+    ),
+    Bug(
+        "copy-replaces",
+        "python/fastckpt/_copy/items.py",
+        "                replace=False,\n",
+        "                replace=True,\n",
+        (_schedule("test_a_copy_never_replaces_what_somebody_saves_at_the_destination_meanwhile"),),
     ),
     Bug(
         "temporary-name-ends-in-pt",
@@ -131,8 +191,8 @@ BUGS = (
     Bug(
         "stale-files-removed-without-the-lock",
         "rust/fastckpt-core/src/stale.rs",
-        "        if file.lock().is_ok() && take(&name)? {\n",
-        "        drop(file);\n        if take(&name)? {\n",
+        "        if file.lock().is_err() {\n",
+        "        if false {\n",
         (_STALE, _POWER_CUTS),
     ),
     Bug(
@@ -177,7 +237,7 @@ BUGS = (
     Bug(
         "save-ids-not-compared",
         "python/fastckpt/_steps/opened.py",
-        "        if name is not None and self.part(name).save_id == save_id:\n",
+        "        if name is not None and self._save_id(name) == save_id:\n",
         "        if name is not None:\n",
         (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
     ),
