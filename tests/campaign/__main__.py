@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.campaign.harnesses import HARNESSES, Harness
+from tests.campaign.harnesses import HARNESSES, PROTOCOL, Harness
 from tests.campaign.ledger import Ledger, tested_commit
 
 _DEFAULT_MINUTES = 120.0
@@ -61,11 +61,11 @@ def _run_in_turns(harnesses: list[Harness], minutes: float, directory: Path) -> 
     broken: set[str] = set()
     print(f"testing {tested_commit()}")
     while time.monotonic() < deadline:
-        open_ones = [h for h in harnesses if h.name not in broken and ledger.cases(h.name) < h.goal]
+        open_ones = [h for h in harnesses if h.name not in broken and _cases(ledger, h) < h.goal]
         if not open_ones:
             print("every goal is reached")
             break
-        harness = min(open_ones, key=lambda h: ledger.cases(h.name) / h.goal)
+        harness = min(open_ones, key=lambda h: _cases(ledger, h) / h.goal)
         seed = ledger.next_seed(harness.name)
         work = directory / f"{harness.name}-{seed}"
         work.mkdir()
@@ -73,10 +73,10 @@ def _run_in_turns(harnesses: list[Harness], minutes: float, directory: Path) -> 
         tally = harness.run(seed, harness.batch, work)
         seconds = time.monotonic() - began
         shutil.rmtree(work, ignore_errors=True)
-        ledger.add(harness.name, tally, seconds)
+        ledger.add(harness.name, tally, seconds, PROTOCOL)
         print(
             f"{harness.name} seed {seed}: {tally.cases:,} cases in {seconds:.0f} s, "
-            f"{len(tally.failures)} failed; {ledger.cases(harness.name):,} of {harness.goal:,}",
+            f"{len(tally.failures)} failed; {_cases(ledger, harness):,} of {harness.goal:,}",
             flush=True,
         )
         if tally.failures:
@@ -86,13 +86,20 @@ def _run_in_turns(harnesses: list[Harness], minutes: float, directory: Path) -> 
 
 
 def _print_state(ledger: Ledger, harnesses: list[Harness]) -> None:
-    print("\n| harness | cases | goal | failed | hours |\n|---|---:|---:|---:|---:|")
+    print("\n| harness | cases | goal | failed | before | hours |\n|---|---:|---:|---:|---:|---:|")
     for harness in harnesses:
         own = [entry for entry in ledger.entries if entry.harness == harness.name]
         failed = sum(len(entry.failures) for entry in own)
         hours = sum(entry.seconds for entry in own) / 3600
-        cases = ledger.cases(harness.name)
-        print(f"| {harness.name} | {cases:,} | {harness.goal:,} | {failed} | {hours:.2f} |")
+        cases = _cases(ledger, harness)
+        # Of a protocol that is not this one any more.
+        before = ledger.cases(harness.name) - cases
+        figures = (f"{cases:,}", f"{harness.goal:,}", str(failed), f"{before:,}", f"{hours:.2f}")
+        print(f"| {harness.name} | {' | '.join(figures)} |")
+
+
+def _cases(ledger: Ledger, harness: Harness) -> int:
+    return ledger.cases(harness.name, harness.protocol)
 
 
 if __name__ == "__main__":

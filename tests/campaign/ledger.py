@@ -39,6 +39,7 @@ class Entry:
         failures: Cases that came out as they must not.
         since: Day of the first batch.
         until: Day of the last.
+        protocol: How files were saved, kept and deleted then: `harnesses.PROTOCOL`.
     """
 
     harness: str
@@ -52,6 +53,7 @@ class Entry:
     failures: list[str] = field(default_factory=list)
     since: str = ""
     until: str = ""
+    protocol: int = 1
 
     def add(self, tally: Tally, seconds: float) -> None:
         """Add one batch."""
@@ -72,22 +74,26 @@ class Ledger:
         document: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
         self.entries = [Entry(**entry) for entry in document]
 
-    def cases(self, harness: str) -> int:
-        """Return how many cases of a harness have been tried, over all versions."""
-        return sum(entry.cases for entry in self.entries if entry.harness == harness)
+    def cases(self, harness: str, protocol: int = 1) -> int:
+        """Return how many cases of a harness have been tried since this protocol, over all versions."""
+        return sum(
+            entry.cases
+            for entry in self.entries
+            if entry.harness == harness and entry.protocol >= protocol
+        )
 
     def next_seed(self, harness: str) -> int:
         """Return a seed that no batch of this harness has had."""
         own = [entry for entry in self.entries if entry.harness == harness]
         return max((entry.first_seed + entry.batches for entry in own), default=0)
 
-    def add(self, harness: str, tally: Tally, seconds: float) -> None:
+    def add(self, harness: str, tally: Tally, seconds: float, protocol: int) -> None:
         """Add one batch, which ran with `next_seed`, and write the file."""
         commit, kernel = tested_commit(), platform.release()
         seed = self.next_seed(harness)
         last = next((e for e in reversed(self.entries) if e.harness == harness), None)
         if last is None or (last.commit, last.kernel) != (commit, kernel):
-            last = Entry(harness, commit, kernel, seed)
+            last = Entry(harness, commit, kernel, seed, protocol=protocol)
             self.entries.append(last)
         last.add(tally, seconds)
         self._write()
