@@ -265,7 +265,7 @@ def nothing() -> None:
 @pytest.mark.parametrize(
     ("make", "status", "code", "message", "hint"),
     [
-        (old_format, "uncovered", 5, "before 1.6", "load it with torch.load and save it again"),
+        (old_format, "uncovered", 5, "before 1.6", "fastckpt.load reads it; saved again"),
         (protocol_4, "uncovered", 5, "protocol", "only if you trust who made it"),
         (no_checkpoint, "damaged", 1, "is not a checkpoint", "`fastckpt verify a.pt` says where"),
         (nothing, "not_found", 4, "No such file", "give a .pt file"),

@@ -233,7 +233,7 @@ def test_files_before_torch_1_6(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
     with pytest.raises(UncoveredFormatError, match=r"is a file of torch before 1\.6") as caught:
         fastckpt.inspect(path)
-    assert caught.value.hint.startswith("load it with torch.load and save it again")
+    assert caught.value.hint.startswith("fastckpt.load reads it; saved again")
 
 
 def test_torchscript(tmp_path: Path) -> None:

@@ -103,10 +103,10 @@ def _open_archive(source: Source) -> Archive:
     name = source.name
     if source.kind in (Kind.LEGACY, Kind.TAR):
         raise UncoveredFormatError(
-            f"{name} is a file of torch before 1.6 (or of the old serialization), and its pickle "
-            "says nothing without being executed",
+            f"{name} is a file of torch before 1.6 (or of the old serialization), in which nothing "
+            "can be looked up without reading all of it",
             path=name,
-            hint="load it with torch.load and save it again; then it can be inspected",
+            hint="fastckpt.load reads it; saved again with fastckpt.save it can be inspected",
         )
     archive = source.archive()
     if archive.kind == "torchscript":
