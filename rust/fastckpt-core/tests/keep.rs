@@ -145,7 +145,7 @@ fn second_names_are_durable_before_the_first_rename_and_removed_after_all_of_the
 /// do not have.
 fn is_survived(operation: &str, errno: i32) -> bool {
     match operation {
-        "is_local" | "names" | "lock_shared" | "unlock" => true,
+        "is_local" | "names" | "protects" | "lock_shared" | "unlock" => true,
         "link" => [EPERM, EMLINK, ENOSYS, EOPNOTSUPP].contains(&errno),
         "lock" => [ENOSYS, EOPNOTSUPP].contains(&errno),
         _ => false,
