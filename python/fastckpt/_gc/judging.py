@@ -14,8 +14,8 @@ from fastckpt._contents.outline import read_outline
 from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import is_left_behind, newest_change
-from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, part_of_checkpoint
-from fastckpt._steps.removal import Going
+from fastckpt._steps.manager_files import ManagerFiles
+from fastckpt._steps.removal import Going, orphans_going
 from fastckpt._steps.saves import read_save
 from fastckpt._steps.survey import (
     Listing,
@@ -176,15 +176,7 @@ class RankFilesJudge:
             nbytes=sum(map(_size, paths)),
             files=tuple(paths),
         )
-        going = Going(
-            directory=self._held,
-            first=(),
-            rest=files.rank_names(),
-            judged=judged,
-            part=part_of_checkpoint(files.step, files.epoch),
-            belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
-        )
-        return Judgement(step, going)
+        return Judgement(step, orphans_going(self._held, files, judged))
 
     def _later(self, step: int) -> list[int]:
         """Return when the newest of the whole checkpoints of later steps was written."""

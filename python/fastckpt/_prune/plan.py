@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from fastckpt._contents.identity import Standing, identity
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import divide_temporaries, is_left_behind
-from fastckpt._steps.manager_files import ManagerFiles, is_of_checkpoint, part_of_checkpoint
-from fastckpt._steps.removal import Going, Removal
+from fastckpt._steps.removal import Going, Removal, orphans_going
 from fastckpt._verify.report import FileReport, Status
 from fastckpt._verify.verify import verify
 from fastckpt.errors import CheckpointError
@@ -197,23 +195,13 @@ class Plan:
                 judged = self._held.look_at(files.rank_names())
                 changed_ns = max((there.changed_ns for there in judged.values()), default=0)
                 if is_left_behind(changed_ns, later):
-                    going.append(self._orphans_going(files, judged))
+                    going.append(orphans_going(self._held, files, judged))
             if divide_temporaries(self._held.path, self._held.names())[0]:
                 return []
             return going[::-1]
         except OSError as error:
             self._removal.fail(error, self._held.path)
             return []
-
-    def _orphans_going(self, files: ManagerFiles, judged: dict[str, Standing]) -> Going:
-        return Going(
-            directory=self._held,
-            first=(),
-            rest=files.rank_names(),
-            judged=judged,
-            part=part_of_checkpoint(files.step, files.epoch),
-            belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
-        )
 
 
 def _is_held(candidate: Candidate) -> bool:

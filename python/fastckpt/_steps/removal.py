@@ -11,11 +11,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from fastckpt import _native
 from fastckpt._contents.identity import Standing
 
 from .held import HeldDirectory
+from .manager_files import ManagerFiles, is_of_checkpoint, part_of_checkpoint
 from .replaced import Judged, judged_names
 from .survey import parse_kept_name
 
@@ -63,6 +65,20 @@ class Going:
             if self.directory.look(name) != before:
                 return f"kept, since {name}, which was verified, has changed meanwhile"
         return None
+
+
+def orphans_going(
+    directory: HeldDirectory, files: ManagerFiles, judged: Mapping[str, Standing]
+) -> Going:
+    """Return files of ranks whose checkpoint is gone, for the case that they go."""
+    return Going(
+        directory=directory,
+        first=(),
+        rest=files.rank_names(),
+        judged=judged,
+        part=part_of_checkpoint(files.step, files.epoch),
+        belongs=partial(is_of_checkpoint, step=files.step, epoch=files.epoch),
+    )
 
 
 class Removal:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastckpt._gc.report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
-from fastckpt.cli.output import Line, format_nbytes, plural, printable
+from fastckpt.cli.output import Line, format_nbytes, kept_notes, plural, printable
 
 _KINDS = {
     GarbageKind.TEMPORARY: "temporary file",
@@ -97,12 +97,7 @@ def messages(report: GcReport) -> Iterator[tuple[str, str]]:
         yield "error", f"{printable(path)}: no such directory"
     for path, words in report.errors:
         yield "error", f"{printable(path)}: {printable(words)}"
-    reported = {words for _, words in report.errors}
-    for words in dict.fromkeys(file.error for file in report.files if file.error):
-        # What is no error, but the reason why a file is there still.
-        if words not in reported:
-            first = next(file.path for file in report.files if file.error == words)
-            yield "note", f"{printable(first)}: {printable(words)}"
+    yield from kept_notes(report.files, report.errors)
     if report.live:
         count, example = len(report.live), printable(report.live[0])
         running = "1 save or export is" if count == 1 else f"{count} saves or exports are"

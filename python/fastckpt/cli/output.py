@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from fastckpt._verdict import Judged
 
@@ -179,3 +179,23 @@ def _write(text: str) -> None:
 
 def _wants_colour(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+class _Deletable(Protocol):
+    @property
+    def path(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+
+
+def kept_notes(
+    files: Iterable[_Deletable], errors: Iterable[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """Yield (kind, text) of why files were not deleted where that is no error, each reason once."""
+    reported = {words for _, words in errors}
+    first: dict[str, str] = {}
+    for file in files:
+        if file.error is not None and file.error not in reported:
+            first.setdefault(file.error, file.path)
+    for words, path in first.items():
+        yield "note", f"{path}: {words}"

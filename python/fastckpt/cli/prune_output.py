@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt._prune.report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
-from fastckpt.cli.output import Line, format_nbytes, plural, printable
+from fastckpt.cli.output import Line, format_nbytes, kept_notes, plural, printable
 
 _REASONS = {"every": "every", "newest": "newest", "best": "best", "verified": "verified"}
 _FAILED = "NOT DELETED"
@@ -77,12 +77,7 @@ def messages(report: PruneReport) -> Iterator[tuple[str, str]]:
     where = printable(report.directory)
     for path, words in report.errors:
         yield "error", f"{printable(path)}: {printable(words)}"
-    reported = {words for _, words in report.errors}
-    for words in dict.fromkeys(file.error for file in report.files if file.error):
-        # What is no error, but the reason why a file is there still.
-        if words not in reported:
-            first = next(file.path for file in report.files if file.error == words)
-            yield "note", f"{printable(first)}: {printable(words)}"
+    yield from kept_notes(report.files, report.errors)
     for words in report.blocked:
         yield "error", printable(words)
         yield "hint", "--no-verify deletes without reading what stays; fastckpt verify says more"

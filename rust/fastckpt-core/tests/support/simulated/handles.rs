@@ -128,6 +128,21 @@ impl OpenDirectory {
     }
 }
 
+impl OpenDirectory {
+    fn renamed(&self, live: &mut Contents, from: &OsStr, to: &OsStr) -> io::Result<Change> {
+        let node = Node::File(live.file(self.id, from)?);
+        let names = &mut live.directories[self.id];
+        names.remove(from);
+        names.insert(to.into(), node);
+        Ok(Change::Rename {
+            directory: self.id,
+            from: from.into(),
+            to: to.into(),
+            node,
+        })
+    }
+}
+
 impl Directory for OpenDirectory {
     fn create(&self, name: &OsStr, mode: u32) -> io::Result<Arc<dyn File>> {
         let Process { disk, actor } = &self.process;
@@ -157,35 +172,15 @@ impl Directory for OpenDirectory {
     }
 
     fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        self.change("rename", |live| {
-            let node = Node::File(live.file(self.id, from)?);
-            let names = &mut live.directories[self.id];
-            names.remove(from);
-            names.insert(to.into(), node);
-            Ok(Change::Rename {
-                directory: self.id,
-                from: from.into(),
-                to: to.into(),
-                node,
-            })
-        })
+        self.change("rename", |live| self.renamed(live, from, to))
     }
 
     fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
         self.change("rename_new", |live| {
-            let node = Node::File(live.file(self.id, from)?);
-            let names = &mut live.directories[self.id];
-            if names.contains_key(to) {
+            if live.directories[self.id].contains_key(to) {
                 return errno(EEXIST);
             }
-            names.remove(from);
-            names.insert(to.into(), node);
-            Ok(Change::Rename {
-                directory: self.id,
-                from: from.into(),
-                to: to.into(),
-                node,
-            })
+            self.renamed(live, from, to)
         })
     }
 
