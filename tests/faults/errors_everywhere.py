@@ -37,6 +37,7 @@ _PHASES = {
     "allocate": ["reserving disk space"],
     "chmod": ["creating the temporary file"],
     "create": ["creating the temporary file"],
+    "fcntl": ["creating the temporary file"],
     "flock": ["creating the temporary file"],
     "fsync": ["flushing the file to disk (fsync)"],
     "fsync of a directory": ["flushing the directory to disk (fsync)"],
@@ -56,6 +57,7 @@ _PHASES = {
         "flushing the directory to disk (fsync)",
         "opening the file",
         "reading",
+        "renaming the temporary file",
         _KEEPING,
     ],
     "truncate": ["setting the file size"],
@@ -63,8 +65,9 @@ _PHASES = {
     "write": ["writing"],
 }
 
-_KEPT = r"run/\.fastckpt-\d{14}-.+\.kept"
-_VISIBLE = r"run/(model|optim|meta|manifest)_.+"
+_KEPT = r"(run|big)/\.fastckpt-\d{14}-.+\.kept"
+_VISIBLE = r"run/(model|optim|meta|manifest)_.+|big/shard\d"
+_DIRECTORY = r"\.|run|big"
 _DEAD = re.escape(DEAD_TEMP)
 #: Operations without which a save can do, by kind and name of the file.
 _ABSORBED = {
@@ -76,14 +79,15 @@ _ABSORBED = {
     "opendir": ".*",
     "readdir": ".*",
     "closedir": ".*",
-    "flock": _DEAD,
+    # The same, and: a save never fails because of the lock of a directory.
+    "flock": f"{_DEAD}|{_DIRECTORY}",
     "unlink": f"{_DEAD}|{_KEPT}",
     # The same, and: which files have been replaced is read in them.
     "open": f"{_DEAD}|{_VISIBLE}|{_KEPT}",
     "read": f"{_VISIBLE}|{_KEPT}",
     # The same, and: how much space is free and whether the file system is one of this machine's.
     # Where that is not known, the writing will show, and leftovers stay.
-    "stat": rf"{_DEAD}|{_VISIBLE}|{_KEPT}|\.|run|model\.pt",
+    "stat": rf"{_DEAD}|{_VISIBLE}|{_KEPT}|{_DIRECTORY}|model\.pt",
     "statfs": ".*",
 }
 #: What has to be followed by an fsync of the directory.

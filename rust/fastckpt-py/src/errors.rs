@@ -113,6 +113,8 @@ fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
     PyOSError::new_err((errno(source), text.to_owned(), path.as_os_str().to_owned()))
 }
 
+/// "No such file or directory".
+const ENOENT: i32 = 2;
 /// "Invalid argument": what the core says of anything that is no regular file.
 const EINVAL: i32 = 22;
 
@@ -139,6 +141,8 @@ fn errno(error: &io::Error) -> i32 {
     const EIO: i32 = 5;
     match error.kind() {
         io::ErrorKind::InvalidInput => EINVAL,
+        // What the core has found out by itself.
+        io::ErrorKind::NotFound => ENOENT,
         _ => error.raw_os_error().unwrap_or(EIO),
     }
 }
