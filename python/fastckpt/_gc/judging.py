@@ -15,7 +15,7 @@ from fastckpt._steps.checkpoint_names import CheckpointName
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import is_left_behind, newest_change
 from fastckpt._steps.manager_files import ManagerFiles
-from fastckpt._steps.removal import Going, orphans_going
+from fastckpt._steps.removal import Going, Space, orphans_going
 from fastckpt._steps.saves import read_save
 from fastckpt._steps.survey import (
     Listing,
@@ -109,7 +109,7 @@ class StepJudge:
             state=state,
             reason=str(error),
             loads_model=state is not StepState.DAMAGED and self._loads_model(files),
-            nbytes=sum(_size(path) for path in paths),
+            nbytes=sum(map(Space().look, paths)),
             files=tuple(paths),
         )
         names = [os.path.basename(path) for path in paths]
@@ -173,7 +173,7 @@ class RankFilesJudge:
             state=state,
             reason=reason,
             loads_model=False,
-            nbytes=sum(map(_size, paths)),
+            nbytes=sum(map(Space().look, paths)),
             files=tuple(paths),
         )
         return Judgement(step, orphans_going(self._held, files, judged))
@@ -233,19 +233,6 @@ def is_model(path: str) -> bool:
     return _role(path) == "model"
 
 
-def is_visible(path: str) -> bool:
-    """Whether a file has its own name, and not one that it is kept under."""
-    return not os.path.basename(path).startswith(".")
-
-
 def _role(path: str) -> str | None:
     named = parse_name(own_name(os.path.basename(path)))
     return None if named is None else named.role
-
-
-def _size(path: str) -> int:
-    try:
-        # A kept name may be a link to the file, which goes with it.
-        return (os.lstat(path) if is_visible(path) else os.stat(path)).st_size
-    except OSError:
-        return 0

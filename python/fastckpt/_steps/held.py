@@ -43,9 +43,12 @@ class HeldDirectory:
         except OSError as error:
             error.strerror = f"{error.strerror}, while opening the directory"
             raise
-
-        # Network and FUSE file systems may give a file another number once they have forgotten it.
-        self._has_numbers = _native.is_local(f"/proc/self/fd/{self._fd}")
+        try:
+            # Network and FUSE file systems may give a file another number once they have forgotten it.
+            self._has_numbers = _native.is_local(path or os.curdir)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of it."""
