@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from fastckpt import _native
 from fastckpt._contents.identity import Identity, identity
+from fastckpt._hard_links import NO_LINKS
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.durable import make_durable
 from fastckpt._steps.held import HeldDirectory
@@ -22,10 +23,6 @@ from .sources import CheckpointItem, Item, Piece
 
 # A source that is saved again while it is copied is copied again; one that never rests is given up.
 _ATTEMPTS = 3
-
-# What says that a file gets no second name here, rather than that it failed: file systems without
-# hard links, and network file systems.
-_NO_LINKS = {errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 
 
 def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
@@ -200,7 +197,7 @@ def link_best(best: str, item: CheckpointItem, to: str) -> CopiedFile | None:
     except FileExistsError:
         return file if _take_over(own, target, to) else None
     except OSError as error:
-        if error.errno in _NO_LINKS:
+        if error.errno in NO_LINKS:
             return None
         raise
     with _native.Commit() as commit:

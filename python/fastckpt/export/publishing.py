@@ -8,13 +8,10 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from fastckpt._hard_links import NO_LINKS
 from fastckpt._native import Commit
 from fastckpt._stages import claimed, is_of_this_machine, is_stage, make_stage
 from fastckpt.errors import CommitUnknownError
-
-# What answers where there are no hard links: other file systems, and those that have given a file as many as
-# they can.
-_NO_LINKS = frozenset({errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS})
 
 
 @contextmanager
@@ -84,7 +81,7 @@ def _rename_new(source: str, path: str) -> None:
         refuse_existing([path])
         raise
     except OSError as error:
-        if error.errno not in _NO_LINKS:
+        if error.errno not in NO_LINKS:
             raise
         # Without second names there is no such call: what comes between these two is replaced.
         refuse_existing([path])
