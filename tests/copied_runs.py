@@ -10,7 +10,7 @@ import torch
 
 import fastckpt
 from fastckpt._copy.copy import Outcome
-from fastckpt.nanochat import save_id as save_id_module
+from fastckpt._steps import save_id as save_id_module
 
 RANKS = 2
 FILES_OF_A_STEP = 5

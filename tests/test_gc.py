@@ -26,12 +26,12 @@ from fastckpt import ModelExporter, collect_garbage
 from fastckpt._gc.gc import GarbageKind, StepState
 from fastckpt._stages import make_stage
 from fastckpt._steps import removal
+from fastckpt._steps import save_id as save_id_module
 from fastckpt._steps.checkpoint_names import CheckpointName, parse_checkpoint_name
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
 from fastckpt.export import hub
-from fastckpt.nanochat import save_id as save_id_module
 from fastckpt.training import manager as manager_module
 from fastckpt.training import writing
 

@@ -17,8 +17,8 @@ from typing_extensions import Self
 
 import fastckpt
 from fastckpt import _native
+from fastckpt._steps.save_id import agreed
 from fastckpt._steps.survey import kept_name
-from fastckpt.nanochat.save_id import agreed
 
 LOGGER = "nanochat.checkpoint_manager"
 STEP = 10

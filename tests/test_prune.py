@@ -29,11 +29,11 @@ import fastckpt
 from fastckpt import prune
 from fastckpt._prune.prune import Fate
 from fastckpt._steps import removal
+from fastckpt._steps import save_id as save_id_module
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.manager_files import survey_manager
 from fastckpt._steps.survey import kept_name
 from fastckpt.cli.app import run
-from fastckpt.nanochat import save_id as save_id_module
 
 RANKS = 2
 

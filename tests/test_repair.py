@@ -22,7 +22,7 @@ from tests.specimens import assert_same
 
 import fastckpt
 from fastckpt._repair.report import LostTensor, Outcome
-from fastckpt.nanochat import save_id as save_id_module
+from fastckpt._steps import save_id as save_id_module
 
 # What is salvaged
 

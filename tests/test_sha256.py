@@ -18,8 +18,8 @@ from tests.faults.requirements import need_program
 
 import fastckpt
 import fastckpt._verify.verify
+from fastckpt._steps import save_id as save_id_module
 from fastckpt.cli.app import run
-from fastckpt.nanochat import save_id as save_id_module
 
 
 def save(directory: Path, step: int, ranks: tuple[int, ...] = (1, 0)) -> None:

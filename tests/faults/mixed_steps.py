@@ -16,7 +16,7 @@ import torch
 from tests.faults.harness import Tally
 
 import fastckpt
-from fastckpt.nanochat.save_id import agreed
+from fastckpt._steps.save_id import agreed
 
 STEP = 10
 _OTHER_STEP = 5

@@ -18,7 +18,7 @@ from tests.faults.shared_paths import collect
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt.nanochat.save_id import agreed
+from fastckpt._steps.save_id import agreed
 
 RANKS = 4
 STEP = 7

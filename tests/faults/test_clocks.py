@@ -18,7 +18,7 @@ from tests.faults.requirements import need_program
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt.nanochat.save_id import agreed
+from fastckpt._steps.save_id import agreed
 
 SEED = 20
 JUMPS = 20

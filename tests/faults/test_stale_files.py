@@ -18,8 +18,8 @@ from tests.faults.requirements import need_root
 from tests.specimens import assert_same
 
 import fastckpt
+from fastckpt._steps.save_id import agreed
 from fastckpt._verify.verify import Status
-from fastckpt.nanochat.save_id import agreed
 
 STATE = {"w": torch.arange(1000.0), "n": 1}
 NEW = {"w": torch.arange(2000.0), "n": 2}

@@ -13,9 +13,9 @@ from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.manager_files import ManagerFiles, survey_manager
 from fastckpt._steps.manifest import decode_manifest
+from fastckpt._steps.role import Role
 from fastckpt._steps.saves import read_save
 from fastckpt._steps.survey import Listing, own_name, parse_name, survey_step, survey_steps
-from fastckpt._verify.report import Role
 from fastckpt.errors import CheckpointError, FormatError
 
 # A step beside its directory, as it is written in a command: runs/d12@1200.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import compress, repeat
 
 from fastckpt._stages import is_stage
-from fastckpt._verify.report import Role
+
+from .role import Role
 
 # Six digits, more from a million on; a name with other zeros is none that a loader would open.
 _STEP = r"(?P<step>[0-9]{6}|[1-9][0-9]{6,17})"

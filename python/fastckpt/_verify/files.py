@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._steps.manifest import read_manifest
+from fastckpt._steps.role import Role
 from fastckpt._steps.survey import kind_of, parse_kept_name, parse_name
 from fastckpt.errors import FormatError
 
-from .report import Damage, FileReport, Role, Status
+from .report import Damage, FileReport, Status
 
 if TYPE_CHECKING:
     from fastckpt import _native

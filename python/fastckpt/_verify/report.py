@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from fastckpt._steps.role import Role
 from fastckpt._verdict import EXIT_CODES
 
 Checksums = Literal["all", "metadata", "none"]
-Role = Literal["model", "optimizer", "meta", "manifest", "other", "directory"]
 
 
 class Status(str, enum.Enum):

@@ -12,9 +12,10 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from fastckpt._steps.role import Role
 from fastckpt._steps.survey import walk_directories
 
-from .report import FileReport, Role, Status, VerifyReport
+from .report import FileReport, Status, VerifyReport
 
 _Progress = Callable[[int, int], None]
 _Identity = tuple[int, int, int, int]

@@ -7,11 +7,11 @@ from typing import Any
 import torch.distributed
 
 from fastckpt import _native
+from fastckpt._steps.save_id import current_save, default_store
 from fastckpt._steps.saves import read_save
 from fastckpt.errors import IncompleteCheckpointError
 
 from .replacing import release_kept
-from .save_id import current_save, default_store
 
 _Path = str | os.PathLike[str]
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from fastckpt import _native
 from fastckpt._archive import pickling, save
 from fastckpt._steps.manifest import Manifest, ManifestFile
+from fastckpt._steps.save_id import SaveMark, begin_save
 
 from .discovery import StepPaths
 from .log import logger
 from .meta import encode_meta
 from .replacing import keep_replaced, release_kept, release_unreplaced
-from .save_id import SaveIdentity, begin_save
 
 _Path = str | os.PathLike[str]
 
@@ -79,12 +79,12 @@ def save_checkpoint(
     """
     step = operator.index(step)
     saves_optimizer = optimizer_data is not None
-    identity = begin_save(
+    mark = begin_save(
         checkpoint_dir, step, rank, saves_optimizer=saves_optimizer, world_size=world_size
     )
     # All is encoded before anything is written: what cannot be saved must not cost a file.
     paths = StepPaths(checkpoint_dir, step)
-    files = _RankFiles(paths, identity)
+    files = _RankFiles(paths, mark)
     if rank == 0:
         files.meta = encode_meta(meta_data)
         files.model = _archive(paths.model, "model parameters", model_data)
@@ -111,7 +111,7 @@ class _RankFiles:
     """What one rank saves of a step."""
 
     paths: StepPaths
-    identity: SaveIdentity
+    mark: SaveMark
     shard: _Archive | None = None
     meta: bytes | None = None
     model: _Archive | None = None
@@ -137,21 +137,21 @@ def _write(commit: _native.Commit, files: _RankFiles) -> None:
     directory = os.fspath(files.paths.directory)
     commit.require_space(_existing(directory), files.nbytes())
     commit.create_directory(directory)
-    identity = files.identity
+    mark = files.mark
     described = []
     for archive in files.archives():
         written = save.write_into(
             commit,
             archive.path,
             archive.pickled,
-            shards=identity.shards,
-            save_id=identity.save_id,
+            shards=mark.shards,
+            save_id=mark.save_id,
         )
         name = os.path.basename(archive.path)
         described.append(ManifestFile(name, written.nbytes, written.content_hash))
     if files.meta is not None:
         manifest = Manifest.of_meta(
-            files.meta, identity.save_id, files.paths.step, identity.shards, described
+            files.meta, mark.save_id, files.paths.step, mark.shards, described
         )
         commit.write_bytes(files.paths.manifest, manifest.encode())
         commit.write_bytes(files.paths.meta, files.meta)
@@ -171,7 +171,7 @@ def _replace(commit: _native.Commit, files: _RankFiles) -> None:
 
     release_kept(commit, directory)
     try:
-        keep_replaced(commit, directory, step, names, files.identity.save_id)
+        keep_replaced(commit, directory, step, names, files.mark.save_id)
         _publish(commit, first, logged)
         _publish(commit, last, logged)
     except BaseException:

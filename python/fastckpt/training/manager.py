@@ -14,7 +14,7 @@ from typing import Any
 
 from fastckpt._archive.pickling import pickle_object
 from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName
-from fastckpt.nanochat.save_id import SaveIdentity, begin_save
+from fastckpt._steps.save_id import SaveMark, begin_save
 
 from . import rotation
 from .best import settle_best
@@ -182,7 +182,7 @@ class CheckpointManager:
             return None
         best = self._metric(values) if improves else self._best_metric
         rank, world_size = rank_and_world_size()
-        identity = begin_save(
+        mark = begin_save(
             self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
         )
         proven = False
@@ -199,9 +199,9 @@ class CheckpointManager:
                 "model_config": model_config,
                 "extra_state": extra_state,
             }
-            proven = self._save_checkpoint(name, contents, identity, improves=improves)
+            proven = self._save_checkpoint(name, contents, mark, improves=improves)
         elif self.config.save_rng_state:
-            self._save_rng(replace(name, rank=rank), identity, world_size)
+            self._save_rng(replace(name, rank=rank), mark, world_size)
         # From here on the checkpoint is there, whatever becomes of the rest.
         self._note_saved(history, best, preempted=preempted)
         if rank == 0:
@@ -354,7 +354,7 @@ class CheckpointManager:
         self,
         name: CheckpointName,
         contents: dict[str, Any],
-        identity: SaveIdentity,
+        mark: SaveMark,
         *,
         improves: bool,
     ) -> bool:
@@ -369,11 +369,11 @@ class CheckpointManager:
         directory.refresh()
         self._warn_of_later(name)
         proves = self._needs_proof(name, improves=improves)
-        write_archive(directory, name, pickled, identity, proves=proves)
+        write_archive(directory, name, pickled, mark, proves=proves)
         directory.add(name, contents["metrics"], contents["timestamp"])
         return proves
 
-    def _save_rng(self, name: CheckpointName, identity: SaveIdentity, world_size: int) -> None:
+    def _save_rng(self, name: CheckpointName, mark: SaveMark, world_size: int) -> None:
         contents = {
             "epoch": name.epoch,
             "global_step": name.step,
@@ -381,7 +381,7 @@ class CheckpointManager:
             "rng_states": self._parts.capture_rng(world_size),
         }
         check_contents(contents)
-        write_archive(self._directory, name, pickle_object(contents), identity, proves=False)
+        write_archive(self._directory, name, pickle_object(contents), mark, proves=False)
 
     def _note_saved(
         self, history: list[dict[str, Any]], best: float | None, *, preempted: bool

@@ -6,7 +6,7 @@ from fastckpt import _native
 from fastckpt._archive.pickling import Pickled
 from fastckpt._archive.save import nbytes_of, write_into
 from fastckpt._steps.checkpoint_names import CheckpointName
-from fastckpt.nanochat.save_id import SaveIdentity
+from fastckpt._steps.save_id import SaveMark
 
 from . import rotation
 from .directory import CheckpointDirectory
@@ -16,7 +16,7 @@ def write_archive(
     directory: CheckpointDirectory,
     name: CheckpointName,
     pickled: Pickled,
-    identity: SaveIdentity,
+    mark: SaveMark,
     *,
     proves: bool,
 ) -> None:
@@ -26,7 +26,7 @@ def write_archive(
         directory: Where; created if it is not there.
         name: The checkpoint, or the file of one of its ranks.
         pickled: What is written.
-        identity: The save that it belongs to.
+        mark: The save that it belongs to.
         proves: Whether the file is read back and compared before it gets its name.
 
     Raises:
@@ -38,7 +38,7 @@ def write_archive(
     with _native.Commit() as commit:
         commit.create_directory(directory.path)
         commit.require_space(directory.path, nbytes_of(path, pickled))
-        write_into(commit, path, pickled, shards=identity.shards, save_id=identity.save_id)
+        write_into(commit, path, pickled, shards=mark.shards, save_id=mark.save_id)
         if proves:
             rotation.prove_good(commit, path)
         commit.publish([path])

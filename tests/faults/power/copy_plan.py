@@ -17,7 +17,7 @@ import torch
 from tests.specimens import fill
 
 import fastckpt
-from fastckpt.nanochat import save_id
+from fastckpt._steps import save_id
 
 RANKS = range(3)
 METRIC = "val_loss"

@@ -18,7 +18,7 @@ from tests.faults.power.verdicts import DAMAGED, LEFT_BEHIND, LOST, NOT_ALIVE, M
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt.nanochat import save_id
+from fastckpt._steps import save_id
 from fastckpt.training import manager as manager_module
 from fastckpt.training import restoring
 

@@ -27,7 +27,7 @@ from tests.faults.power.verdicts import (
 from tests.specimens import assert_same, fill
 
 import fastckpt
-from fastckpt.nanochat import save_id
+from fastckpt._steps import save_id
 
 RANKS = range(4)
 _NBYTES_MIN, _NBYTES_MAX = 1_000, 200_000

@@ -20,7 +20,7 @@ from tests.faults.shim.zygote import Act
 from tests.specimens import assert_same
 
 import fastckpt
-from fastckpt.nanochat import save_id
+from fastckpt._steps import save_id
 
 FILE = "model.pt"
 # A chunk of 2 MiB and a bit of a second: a save has several writes, in several threads.

@@ -15,7 +15,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import fastckpt
 from fastckpt import _native
-from fastckpt.nanochat import save_id as save_id_module
+from fastckpt._steps import save_id as save_id_module
 
 WORLD_SIZE = 4
 

@@ -25,7 +25,7 @@ _Path = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
-class SaveIdentity:
+class SaveMark:
     """What the archives of one save have in common.
 
     Attributes:
@@ -40,33 +40,33 @@ class SaveIdentity:
 _lock = threading.Lock()
 # How often this process has begun to save a step, by directory name and step.
 _saves_begun: Counter[tuple[str, int]] = Counter()
-_override: SaveIdentity | None = None
+_override: SaveMark | None = None
 
 
 def begin_save(
     checkpoint_dir: _Path, step: int, rank: int, *, saves_optimizer: bool, world_size: int | None
-) -> SaveIdentity:
-    """Return the identity of the save that this rank begins now.
+) -> SaveMark:
+    """Return the mark of the save that this rank begins now.
 
     Every call counts, also one of a rank that has nothing to write: the counts are what keeps the
     ranks together when a step is saved again.
     """
     key = _count_save(checkpoint_dir, step)
     if _override is not None:
-        return SaveIdentity(_override.save_id, _override.shards if saves_optimizer else 0)
+        return SaveMark(_override.save_id, _override.shards if saves_optimizer else 0)
     store = default_store()
     if world_size is None:
         world_size = 1 if store is None else torch.distributed.get_world_size()
     shards = world_size if saves_optimizer else 0
     if rank > 0 and (store is None or not saves_optimizer):
         # Without a process group the ranks cannot agree, and nobody asks a rank without files.
-        return SaveIdentity(0, 0)
+        return SaveMark(0, 0)
     proposed = secrets.randbelow(_SAVE_ID_END - 1) + 1
     if store is None:
-        return SaveIdentity(proposed, shards)
+        return SaveMark(proposed, shards)
     # An empty expectation sets the value where there is none; what is there then is returned.
     agreed = store.compare_set(f"fastckpt/save_id/{key}", "", str(proposed))
-    return SaveIdentity(int(agreed), shards)
+    return SaveMark(int(agreed), shards)
 
 
 def current_save(checkpoint_dir: _Path, step: int) -> str:
@@ -98,7 +98,7 @@ def agreed(save_id: int, world_size: int) -> Iterator[None]:
     if not 1 <= save_id < _SAVE_ID_END:
         raise ValueError(f"save_id must be 1 to {_SAVE_ID_END - 1}, not {save_id}")
     previous = _override
-    _override = SaveIdentity(save_id, world_size)
+    _override = SaveMark(save_id, world_size)
     try:
         yield
     finally:
