@@ -74,7 +74,7 @@ def test_averages_and_no_config(source: str, tmp_path: Path, capsys: Captured) -
         "notes": ["2 of 2 tensors are moving averages"],
     }
     saved = torch.load(output)
-    averages = torch.load(source)["ema_state_dict"]["parameters"]
+    averages = torch.load(source)["ema_state_dict"]["shadow"]
     assert list(saved) == ["model_state_dict"]
     assert torch.equal(saved["model_state_dict"]["weight"], averages["weight"])
 
