@@ -17,6 +17,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "Archive",
+    "ArrayInfo",
     "Commit",
     "Comparison",
     "Copied",
@@ -130,6 +131,28 @@ class TensorInfo:
     def is_parameter(self) -> bool: ...
 
 @final
+class ArrayInfo:
+    """An array of numpy, as data.pkl describes it."""
+
+    @property
+    def dtype(self) -> str:
+        """Name in numpy, e.g. "float64"; with its code, e.g. ">f8", if its bytes stand the other way."""
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def order(self) -> str:
+        """In which order the elements stand, "C" or "F"."""
+    @property
+    def numel(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def data(self) -> bytes:
+        """The elements as they stand in the file."""
+    def item(self) -> bool | int | float | complex | None:
+        """Return the element of an array that has one; None of any other."""
+
+@final
 class Opaque:
     """An object that is neither Python's own nor a tensor."""
 
@@ -166,8 +189,15 @@ class Graph:
     def outline(self) -> Any:
         """Build the object without torch: TensorInfo for each tensor, Opaque for what is not Python's own.
 
+        An array of numpy is an ArrayInfo, a scalar of numpy the number that it is equal to.
         A storage that is no tensor's, or that of a tensor which only torch can build, is a StorageInfo.
         Containers may contain themselves, and one object may stand in many places.
+        """
+    def for_torch(self) -> tuple[bytes, list[Any]]:
+        """Return the pickle for torch's restricted unpickler, and the objects that it asks for in it.
+
+        Those are numpy's arrays, scalars and dtypes, and some bytes, which torch refuses: a persistent id
+        of two parts asks for the next of them, one of three parts for its second part.
         """
     def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:
         """Build the object. `storages` holds the memory of each of `self.storages`, in order.
