@@ -89,7 +89,7 @@ class CheckpointManager:
     def load(
         self, checkpoint_path: Any = None, load_optimizer: bool = True, load_rng_state: bool = True
     ) -> dict[str, Any]:
-        path = checkpoint_path or self.get_latest_checkpoint()
+        path: Any = checkpoint_path or self.get_latest_checkpoint()
         contents: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         self.model.load_state_dict(contents["model_state_dict"])
         if load_optimizer and "optimizer_state_dict" in contents:

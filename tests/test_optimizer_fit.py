@@ -48,6 +48,10 @@ _SAME = {
 class Net(nn.Module):
     """Parts of chosen names and widths, in a chosen order."""
 
+    a: Any
+    b: Any
+    c: Any
+
     def __init__(self, widths: dict[str, int], seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -69,7 +73,7 @@ def train(net: Any, optimizer: torch.optim.Optimizer, steps: int = 2) -> None:
             loss.backward()
             return loss
 
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[arg-type]
 
 
 def saved(directory: Path, net: Any, optimizer: Any, scheduler: Any = None) -> Path:
@@ -336,7 +340,7 @@ def test_strict_false_loads_what_fits_and_lists_the_rest(tmp_path: Path) -> None
     train(net, optimizer := torch.optim.AdamW(net.parameters(), lr=0.01))
     path = saved(tmp_path, net, optimizer)
     # Another head, and one more part.
-    other = Net({"c": 2, "b": 4, "a": 2}, 1)
+    other: Any = Net({"c": 2, "b": 4, "a": 2}, 1)
     before = copy.deepcopy(other.state_dict())
     mine = torch.optim.AdamW(other.parameters(), lr=0.5)
     refusal(path, other, mine)

@@ -29,7 +29,7 @@ class Run:
 
     def __init__(self, seed: int, width: int = 4) -> None:
         torch.manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+        self.model: Any = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
         self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), lr=0.01 * (seed + 1))
         self.scheduler: Any = schedules.StepLR(self.optimizer, 2)
         self.scaler: Any = torch.amp.GradScaler("cpu", init_scale=2.0 ** (seed + 3))
@@ -59,7 +59,8 @@ class Run:
         """Return copies of all state, the random numbers too."""
         parts = (self.model, self.optimizer, self.scheduler, self.scaler, self.ema)
         states = [dict(part.state_dict()) for part in parts if hasattr(part, "state_dict")]
-        numbers = [random.getstate(), np.random.get_state()[2], torch.get_rng_state()]  # noqa: NPY002
+        own: Any = np.random.get_state()  # noqa: NPY002
+        numbers = [random.getstate(), own[2], torch.get_rng_state()]
         return copy.deepcopy([*states, *numbers, self.generators["loader"].get_state()])
 
 
@@ -112,7 +113,7 @@ def _other_average(run: Run) -> None:
 
 
 def _two_models(run: Run) -> None:
-    run.model = [run.model, nn.Linear(1, 1)]  # type: ignore[assignment]
+    run.model = [run.model, nn.Linear(1, 1)]
 
 
 def _two_optimizers(run: Run) -> None:
@@ -145,7 +146,8 @@ def test_what_does_not_fit_is_known_before_anything_is_changed(how: str, tmp_pat
         other.manager(tmp_path).load()
     assert words in str(caught.value)
     assert str(tmp_path / first_name(2)) in str(caught.value)
-    assert isinstance(caught.value, RuntimeError) and isinstance(caught.value, ValueError)
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value, ValueError)
     assert_same(other.states(), before)
 
 
@@ -161,7 +163,8 @@ def test_an_object_that_raises_is_put_back_and_so_are_all_others(part: str, tmp_
     with pytest.raises(OverflowError, match="too much"):
         other.manager(tmp_path).load()
     assert_same(other.states(), before)
-    assert refusing.numbers is numbers and refusing.tensor is tensor
+    assert refusing.numbers is numbers
+    assert refusing.tensor is tensor
     assert not hasattr(refusing, "extra")
 
 
@@ -313,7 +316,8 @@ def test_only_damage_is_fallen_back_from(tmp_path: Path, caplog: pytest.LogCaptu
             manager_of(tmp_path, model).load()
         assert model.value == 9
         said = " ".join([str(caught.value), *messages(caplog)])
-        assert "damaged" not in said and "repair" not in said
+        assert "damaged" not in said
+        assert "repair" not in said
         caplog.clear()
     newest.write_bytes((tmp_path / first_name(20)).read_bytes()[:-100])
     assert manager_of(tmp_path).load()["global_step"] == 20
@@ -336,7 +340,8 @@ def test_a_file_of_another_script_is_read_through_a_key_map(tmp_path: Path) -> N
     mine = torch.optim.SGD(other.parameters(), lr=0.1)
     key_map = {"model": "state.net", "optimizer": "opt", "step": "it"}
     resumed = fastckpt.resume_training(path, other, mine, key_map=key_map)
-    assert resumed["global_step"] == 5 and "epoch" not in resumed
+    assert resumed["global_step"] == 5
+    assert "epoch" not in resumed
     assert resumed.restored == ("model", "optimizer")
     assert mine.param_groups[0]["lr"] == 0.5
     assert_same(other.state_dict(), net.state_dict())
