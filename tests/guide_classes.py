@@ -1,7 +1,7 @@
 """The guide's classes, written down from its description: what a script that was made for them expects.
 
-They are short and trusting, on purpose: nothing is checked, shared memory is saved as torch.save does, and
-files are torch.save's.
+They are short and trusting, on purpose: nothing is checked. They load with ``weights_only=False``, which was
+torch's default when the guide was written.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -70,7 +70,8 @@ class ModelSelector:
         model: nn.Module,  # noqa: ARG004 - a reference, which is not even looked at
     ) -> dict[str, Tensor]:
         said.info("Averaging %d checkpoints...", len(checkpoints))
-        states = [torch.load(path, map_location="cpu")["model_state_dict"] for path in checkpoints]
+        loaded = [torch.load(path, map_location="cpu", weights_only=False) for path in checkpoints]
+        states = [one["model_state_dict"] for one in loaded]
         return {
             key: torch.stack([state[key].float() for state in states]).mean(dim=0)
             for key in states[0]
