@@ -50,14 +50,20 @@ def begin_save(
 
     Every call counts, also one of a rank that has nothing to write: the counts are what keeps the
     ranks together when a step is saved again.
+
+    Raises:
+        ValueError: The ranks cannot agree on an id, or the step would not count the shard of this rank.
     """
+    store = default_store()
+    if world_size is None and store is not None:
+        world_size = torch.distributed.get_world_size()
+    if saves_optimizer and _override is None:
+        _require_counted(rank, world_size)
+        _require_agreement(world_size, has_group=store is not None)
     key = _count_save(checkpoint_dir, step)
     if _override is not None:
         return SaveMark(_override.save_id, _override.shards if saves_optimizer else 0)
-    store = default_store()
-    if world_size is None:
-        world_size = 1 if store is None else torch.distributed.get_world_size()
-    shards = world_size if saves_optimizer else 0
+    shards = (world_size or 1) if saves_optimizer else 0
     if rank > 0 and (store is None or not saves_optimizer):
         # Without a process group the ranks cannot agree, and nobody asks a rank without files.
         return SaveMark(0, 0)
@@ -67,6 +73,34 @@ def begin_save(
     # An empty expectation sets the value where there is none; what is there then is returned.
     agreed = store.compare_set(f"fastckpt/save_id/{key}", "", str(proposed))
     return SaveMark(int(agreed), shards)
+
+
+def _require_counted(rank: int, world_size: int | None) -> None:
+    """Refuse a rank whose shard the step would not count: the step would be whole without it."""
+    if world_size is not None and world_size < 1:
+        raise ValueError(f"world_size must be at least 1, not {world_size}")
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, not {rank}")
+    if world_size is not None and rank >= world_size:
+        counted = "rank 0" if world_size == 1 else f"ranks 0 to {world_size - 1}"
+        raise ValueError(
+            f"rank {rank} has optimizer state to save, but world_size={world_size} counts only {counted}"
+        )
+
+
+def _require_agreement(world_size: int | None, *, has_group: bool) -> None:
+    """Refuse several ranks that cannot agree on an id: no loader would take their files for one save.
+
+    Nothing that they know without talking to each other is different for each save: an id made of the
+    directory and the step would be that of a later run too, and files of a save that is interrupted could
+    then be taken together with those of the save that it was to replace.
+    """
+    if not has_group and world_size is not None and world_size > 1:
+        raise ValueError(
+            f"world_size={world_size} needs a process group, through which the ranks agree on the id of "
+            "their save: call torch.distributed.init_process_group first (the gloo backend will do); where "
+            "this process saves the optimizer state of all ranks, pass world_size=1"
+        )
 
 
 def current_save(checkpoint_dir: _Path, step: int) -> str:
