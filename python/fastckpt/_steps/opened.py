@@ -108,6 +108,11 @@ class OpenedFiles:
         # The model alone was saved again, by torch.save: the shards are still those of one save.
         return dict(self._files.shards)
 
+    def is_unmarked_shard(self, rank: int) -> bool:
+        """Whether a rank's visible shard does not say which save it is of."""
+        name = self._files.shards.get(rank)
+        return name is not None and self._save_id(name) == NO_SAVE_ID
+
     def find_manifest(self, save_id: int) -> str | None:
         """Return the manifest of a save, None also where nothing says which save it is of."""
         if save_id == NO_SAVE_ID:

@@ -63,17 +63,26 @@ class Wording:
             path=path,
         )
 
-    def problem(self, named: StepName, shards: int = 0) -> Problem:
-        """Say of a file that the save does not have it; `shards` is how many it counts."""
+    def problem(self, named: StepName, shards: int = 0, *, is_unmarked: bool = False) -> Problem:
+        """Say of a file that the save does not have it.
+
+        Args:
+            named: The file.
+            shards: How many shards the save counts.
+            is_unmarked: Whether the file carries no save id, and the save does.
+        """
         path, step = self._path(named), self._files.step
         visible = str(named) in self._files.names()
         if visible and named.role == "optimizer" and (named.rank or 0) >= shards:
             message = f"{path} is left from another save: step {step} {_counted(shards)}"
         elif visible:
-            message = (
-                f"{path} is not of the save that {self._path(StepName('model', step))} is of: "
-                f"step {step} was being saved again when it was interrupted"
+            cause = (
+                f"it carries no save id (it was saved without a process group, or by torch.save), so step "
+                f"{step} is incomplete"
+                if is_unmarked
+                else f"step {step} was being saved again when it was interrupted"
             )
+            message = f"{path} is not of the save that {self._path(StepName('model', step))} is of: {cause}"
         elif named.role == "optimizer":
             message = f"{path} is missing: step {step} {_counted(shards)} ({self._ranks_there()})"
         elif named.role == "meta":

@@ -12,7 +12,7 @@ shards 0 to the highest without a gap, their step is whole. Imports no torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -67,6 +67,7 @@ def read_save(
     *,
     optimizer: bool,
     rank: int | None = None,
+    check_shards: Callable[[int], None] | None = None,
     listing: Listing | None = None,
 ) -> StepSave:
     """Open the newest whole save of a step.
@@ -76,6 +77,8 @@ def read_save(
         step: The step.
         optimizer: Whether the shards of all ranks have to be there; else model and meta will do.
         rank: Whose shard to open: it has to be there, and of the same save.
+        check_shards: Called with the number of the save's shards before that of `rank` is looked for. What it
+            raises is raised.
         listing: The directory's, of callers who look at one step after the other.
 
     Raises:
@@ -90,7 +93,7 @@ def read_save(
         files = survey_step(directory, step) if listing is None else listing.step(step)
         saves = StepSaves(directory, files, hold=rank)
         try:
-            return saves.newest_whole(optimizer=optimizer, rank=rank)
+            return saves.newest_whole(optimizer=optimizer, rank=rank, check_shards=check_shards)
         except (CheckpointError, FileNotFoundError):
             # The same twice is how things stand; else a save is under way, and its state between
             # two renames was seen.
@@ -116,14 +119,23 @@ class StepSaves:
         self._words = Wording(directory, files)
         self._opened = OpenedFiles(directory, files, hold=hold)
 
-    def newest_whole(self, *, optimizer: bool, rank: int | None = None) -> StepSave:
+    def newest_whole(
+        self,
+        *,
+        optimizer: bool,
+        rank: int | None = None,
+        check_shards: Callable[[int], None] | None = None,
+    ) -> StepSave:
         """Return the newest save that has what is asked for; for the errors see `read_save`."""
         save_id = self._newest_whole(optimizer=optimizer)
-        if rank is not None:
-            # Not part of the choice: all ranks have to choose the same save.
-            model = self._opened.find_model(save_id)
-            if model is not None:
-                for problem in self._rank_problems(save_id, self._opened.part(model), rank):
+        name = self._opened.find_model(save_id)
+        if name is not None:
+            model = self._opened.part(name)
+            if check_shards is not None:
+                check_shards(self._count_shards(save_id, model))
+            if rank is not None:
+                # Not part of the choice: all ranks have to choose the same save.
+                for problem in self._rank_problems(save_id, model, rank):
                     raise self._words.incomplete(problem)
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
@@ -180,25 +192,35 @@ class StepSaves:
         yield from self._meta_problems(save_id)
 
     def _shard_problems(self, save_id: int, model: Part) -> Iterator[Problem]:
+        shards = self._count_shards(save_id, model)
         if save_id == NO_SAVE_ID:
             there = set(self._opened.shards_without_id())
-            shards = max(there, default=-1) + 1
         else:
-            shards = model.shards
             ranks = self._opened.ranks(save_id)
             there = {
                 r for r in ranks if r < shards and self._opened.find_shard(save_id, r) is not None
             }
         absent, more = absent_ranks(there, shards)
         for rank in absent:
-            yield self._words.problem(StepName("optimizer", self._files.step, rank), shards)
+            yield self._shard_problem(save_id, shards, rank)
         if more:
             yield self._words.more_shards(more)
+
+    def _count_shards(self, save_id: int, model: Part) -> int:
+        """Return how many shards a save has: as its model says, else by the highest rank that has one."""
+        if save_id != NO_SAVE_ID:
+            return model.shards
+        return max(self._opened.shards_without_id(), default=-1) + 1
 
     def _rank_problems(self, save_id: int, model: Part, rank: int) -> Iterator[Problem]:
         """Look for the shard of one rank, which may lie beyond those that the save counts."""
         if self._opened.shard_of(save_id, model, rank) is None:
-            yield self._words.problem(StepName("optimizer", self._files.step, rank), model.shards)
+            yield self._shard_problem(save_id, model.shards, rank)
+
+    def _shard_problem(self, save_id: int, shards: int, rank: int) -> Problem:
+        name = StepName("optimizer", self._files.step, rank)
+        is_unmarked = save_id != NO_SAVE_ID and self._opened.is_unmarked_shard(rank)
+        return self._words.problem(name, shards, is_unmarked=is_unmarked)
 
     def _meta_problems(self, save_id: int) -> Iterator[Problem]:
         name = StepName("meta", self._files.step)
