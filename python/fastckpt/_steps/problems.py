@@ -1,4 +1,4 @@
-"""What keeps a save of a step from being whole, in words. Imports no torch."""
+"""Why a save of a step is not whole, in words. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Problem:
 
     Attributes:
         name: The file.
-        missing: Whether it is not there at all; else it is of another save.
-        message: The whole sentence, with its path.
+        missing: Whether the file is not there; otherwise it belongs to another save.
+        message: The whole sentence, with the path.
     """
 
     name: str
@@ -55,11 +55,11 @@ class Wording:
         return IncompleteCheckpointError(message, path=path)
 
     def changed_meta(self, manifest: str) -> ChecksumError:
-        """Return the error for a meta that is not the one in its manifest."""
+        """Return the error for a meta that its manifest does not describe."""
         path = self._path(StepName("meta", self._files.step))
         return ChecksumError(
-            f"{path} is not the file that was saved: its SHA-256 is not the one in {manifest} (to "
-            "load it because you have changed it yourself, delete the manifest)",
+            f"{path} is not the file that was saved: its SHA-256 is not the one in {manifest} (if you "
+            "changed it yourself, delete the manifest to load it)",
             path=path,
         )
 
@@ -95,12 +95,12 @@ class Wording:
         return Problem(str(named), not visible, message)
 
     def more_shards(self, count: int) -> Problem:
-        """Say that this many more shards are missing than are named one by one."""
+        """Say how many more shards are missing than are named one by one."""
         name = f"optim_{self._files.step:06d}_rank*.pt of {count} more ranks"
         return Problem(name, True, f"{os.path.join(self._directory, name)} are missing")
 
     def without_model(self) -> Iterator[Problem]:
-        """Say what a step without a model lacks, as far as names tell."""
+        """Say which files a step without a model lacks, as far as names tell."""
         for name in self._files.missing():
             yield Problem(name, True, f"{os.path.join(self._directory, name)} is missing")
 

@@ -1,8 +1,8 @@
 """Agree on the save id of a step: one number that all ranks write into their files of one save.
 
 There is no collective and no waiting: the first rank that asks puts its proposal into the store of
-torch.distributed, and the others find it there. Which save of which step a rank means follows from
-the directory's name, the step, and how often this process has saved that step.
+torch.distributed, and the others find it there. The directory's name, the step, and how often this process
+has saved that step say which save of which step a rank means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed
 
-# Fourteen digits is what the serialization id has room for; 0 stands for none.
+# The serialization id has room for fourteen digits; 0 means that there is no save id.
 _SAVE_ID_END = 10**14
 
 _Path = str | os.PathLike[str]
@@ -26,10 +26,10 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class SaveMark:
-    """What the archives of one save have in common.
+    """What all archives of one save carry.
 
     Attributes:
-        save_id: The number; 0 where this rank cannot know that of the others.
+        save_id: The number; 0 if this rank cannot know the one of the others.
         shards: Number of optimizer shards in the step.
     """
 
@@ -70,7 +70,7 @@ def begin_save(
     proposed = secrets.randbelow(_SAVE_ID_END - 1) + 1
     if store is None:
         return SaveMark(proposed, shards)
-    # An empty expectation sets the value where there is none; what is there then is returned.
+    # An empty expectation sets the value if there is none yet; what is there then is returned.
     agreed = store.compare_set(f"fastckpt/save_id/{key}", "", str(proposed))
     return SaveMark(int(agreed), shards)
 
@@ -104,14 +104,14 @@ def _require_agreement(world_size: int | None, *, has_group: bool) -> None:
 
 
 def current_save(checkpoint_dir: _Path, step: int) -> str:
-    """Return the key of the last save of a step that this process has begun."""
+    """Return the key of the save of a step that this process has begun last."""
     name = _directory_name(checkpoint_dir)
     with _lock:
         return f"{name}/{step}/{_saves_begun[name, step]}"
 
 
 def default_store() -> Any:
-    """Return the store of torch.distributed; None where that is not initialised."""
+    """Return the store of torch.distributed; None without a process group."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     return torch.distributed.distributed_c10d._get_default_store()
@@ -121,11 +121,11 @@ def default_store() -> Any:
 def agreed(save_id: int, world_size: int) -> Iterator[None]:
     """Save under an id that was agreed on by other means than torch.distributed.
 
-    For launchers of their own, and for one process that saves the parts of several ranks. Holds for
-    all threads of the process.
+    For custom launchers, and for one process that saves the parts of several ranks. Applies to all
+    threads of the process.
 
     Args:
-        save_id: 1 to 10^14 - 1, another one for each save.
+        save_id: 1 to 10^14 - 1, a new one for each save.
         world_size: Number of ranks that save optimizer state.
     """
     global _override

@@ -1,11 +1,11 @@
-"""Which save of a step is whole: the one that is visible, or one before it whose files were kept.
+"""Find the save of a step that is whole: the visible one, or an earlier one whose files were kept.
 
 Every archive of a save carries the same save id and the number of optimizer shards; the manifest
 ties the meta to them. A save that replaces files of a step gives each a second, hidden name first,
-and the hidden names go once the new save is whole. So at any moment one save of the step is whole,
-and what this module picks is never parts of two.
+and the hidden names are removed once the new save is whole. So at any moment one save of the step is
+whole, and this module never picks parts of two.
 
-Archives without a save id (those of torch.save) are taken at their word: with a model, a meta and
+Archives without a save id (those of torch.save) are taken as they are: with a model, a meta and
 shards 0 to the highest without a gap, their step is whole. Imports no torch.
 """
 
@@ -24,7 +24,7 @@ from .problems import Problem, Wording
 from .survey import Listing, StepFiles, StepName, absent_ranks, survey_step
 
 # A reader that meets a running save looks again. Each look takes less time than the fsyncs of a
-# save, so the second mostly succeeds; the limit is for a directory that changes without end.
+# save, so the second one mostly succeeds; the limit is for a directory that never stops changing.
 _ATTEMPTS = 100
 
 
@@ -34,13 +34,13 @@ class StepSave:
 
     Attributes:
         step: The step.
-        save_id: Which save, NO_SAVE_ID if its archives do not say.
-        shards: Number of its optimizer shards, None if its archives do not say.
+        save_id: Which save; NO_SAVE_ID if its archives do not say.
+        shards: Number of its optimizer shards; None if its archives do not say.
         model: The model.
         meta: Path of the meta.
         meta_bytes: Its contents.
-        manifest: Path of the manifest, None if there is none.
-        optimizer: Paths of the shards by rank; empty where they were not asked for.
+        manifest: Path of the manifest; None if it is not there.
+        optimizer: Paths of the shards by rank; empty if they were not asked for.
         shard: The shard of the rank that was asked for.
     """
 
@@ -55,7 +55,7 @@ class StepSave:
     shard: Part | None = None
 
     def paths(self) -> list[str]:
-        """Paths of its files: model, meta, manifest, shards by rank."""
+        """Return the paths of its files: model, meta, manifest, shards by rank."""
         manifest = [] if self.manifest is None else [self.manifest]
         shards = [self.optimizer[rank] for rank in sorted(self.optimizer)]
         return [self.model.path, self.meta, *manifest, *shards]
@@ -75,17 +75,17 @@ def read_save(
     Args:
         directory: Where the files are.
         step: The step.
-        optimizer: Whether the shards of all ranks have to be there; else model and meta will do.
-        rank: Whose shard to open: it has to be there, and of the same save.
+        optimizer: Whether the shards of all ranks must be there; otherwise model and meta are enough.
+        rank: Whose shard to open: it must be there, and of the same save.
         check_shards: Called with the number of the save's shards before that of `rank` is looked for. What it
             raises is raised.
-        listing: The directory's, of callers who look at one step after the other.
+        listing: The listing of the directory, for callers that look at one step after the other.
 
     Raises:
         IncompleteCheckpointError: A file is missing, or of another save.
         ChecksumError: The meta, or an archive, is not what the manifest says.
         FormatError: A file is damaged.
-        FileNotFoundError: There is nothing of this step.
+        FileNotFoundError: There are no files of this step.
         OSError: A file cannot be read.
     """
     seen: object = None
@@ -95,8 +95,8 @@ def read_save(
         try:
             return saves.newest_whole(optimizer=optimizer, rank=rank, check_shards=check_shards)
         except (CheckpointError, FileNotFoundError):
-            # The same twice is how things stand; else a save is under way, and its state between
-            # two renames was seen.
+            # Two equal looks are the truth; otherwise a save is under way, and its state between two
+            # renames was seen.
             state = saves.state()
             if state == seen or attempt == _ATTEMPTS - 1:
                 raise
@@ -140,13 +140,13 @@ class StepSaves:
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
-        # No exception is kept in a variable: through its traceback it would hold every archive open.
+        # Not kept in a variable: through its traceback, the exception would hold every archive open.
         with suppress(CheckpointError, FileNotFoundError):
             return self._visible_whole(optimizer)
         kept = [self._kept_whole(save_id, optimizer) for save_id in sorted(self._files.kept)]
         whole = [save for save in kept if save is not None]
         if whole:
-            # The kept save of which the fewest files have been replaced since is the newest.
+            # The newest kept save is the one with the fewest files replaced since.
             return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
         return self._visible_whole(optimizer)
 
@@ -169,15 +169,15 @@ class StepSaves:
                 return None
             return self._assemble(save_id, optimizer=optimizer, rank=None)
         except (CheckpointError, FileNotFoundError):
-            # Damaged, or removed by another rank; what is wrong with the visible save is what will be said.
+            # Damaged, or removed by another rank; the error will say what is wrong with the visible save.
             return None
 
     def state(self) -> object:
-        """Return what was seen, to be compared with what is seen later."""
+        """Return what was seen, for comparison with a later look."""
         return self._opened.state()
 
     def problems(self) -> list[Problem]:
-        """Return all that keeps the visible save from being whole, every rank's shard included."""
+        """Return every reason why the visible save is not whole, the shards of all ranks included."""
         if self._files.model is None:
             return list(self._words.without_model())
         return list(self._problems(self._opened.part(self._files.model).save_id, optimizer=True))
@@ -232,12 +232,12 @@ class StepSaves:
         if self._opened.find_meta(save_id) is not None:
             return
         if manifest is not None and manifest == self._files.manifest and self._files.meta:
-            # A save makes its model visible after its meta: this one was changed since.
+            # A save makes its model visible after its meta, so this meta was changed since.
             raise self._words.changed_meta(manifest)
         yield self._words.problem(name)
 
     def _assemble(self, save_id: int, *, optimizer: bool, rank: int | None) -> StepSave:
-        """Put a save together that has no problems."""
+        """Assemble a save that has no problems."""
         model_name = self._opened.find_model(save_id)
         meta = self._opened.find_meta(save_id)
         if model_name is None or meta is None:
