@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -393,7 +394,7 @@ def test_a_save_that_fails_leaves_no_second_names(
             return getattr(self.commit, name)
 
         def publish(self, paths: Any) -> None:
-            raise OSError(5, "seeded failure", str(paths[0]))
+            raise OSError(errno.EIO, "seeded failure", str(paths[0]))
 
     before = sorted(os.listdir(run))
     with monkeypatch.context() as patch:
