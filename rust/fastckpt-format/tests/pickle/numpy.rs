@@ -251,10 +251,18 @@ fn an_array_is_as_large_as_its_bytes() {
     );
 }
 
+/// Checks that torch gets such a pickle as it is.
+fn are_left_to_torch(cases: &[Vec<u8>]) {
+    for case in cases {
+        let graph = graph(&[case]);
+        assert!(graph.outside().is_some(), "{case:?}");
+        assert_eq!(graph.for_torch(), None, "{case:?}");
+    }
+}
+
 #[test]
-fn the_rest_of_numpy_is_left_to_torch() {
-    let f8 = dtype("f8", "<");
-    let cases: Vec<Vec<u8>> = vec![
+fn dtypes_of_anything_else_are_left_to_torch() {
+    are_left_to_torch(&[
         // Objects, texts, dates, records, longer floats, no dtype at all.
         dtype("O8", "|"),
         dtype("U3", "<"),
@@ -314,6 +322,13 @@ fn the_rest_of_numpy_is_left_to_torch() {
         ]
         .concat(),
         [DTYPE, &unicode("f8"), b"\x89\x88\x87R", b"}b"].concat(),
+    ]);
+}
+
+#[test]
+fn calls_and_states_of_another_form_are_left_to_torch() {
+    let f8 = dtype("f8", "<");
+    are_left_to_torch(&[
         // Arguments that numpy does not write, and no state.
         [DTYPE, &unicode("f8"), b"\x88\x88\x87R"].concat(),
         [DTYPE, &unicode("f8"), b"\x85R"].concat(),
@@ -362,12 +377,7 @@ fn the_rest_of_numpy_is_left_to_torch() {
         [RECONSTRUCT, b"\x85"].concat(),
         [DTYPE, b")\x81"].concat(),
         b"c__builtin__\nbytes\n".to_vec(),
-    ];
-    for case in cases {
-        let graph = graph(&[&case]);
-        assert!(graph.outside().is_some(), "{case:?}");
-        assert_eq!(graph.for_torch(), None, "{case:?}");
-    }
+    ]);
 }
 
 #[test]
@@ -513,7 +523,7 @@ fn what_python_never_pickles_so_is_not_replaced() {
         b"t",
     ]
     .concat();
-    let cases: Vec<Vec<u8>> = vec![
+    are_left_to_torch(&[
         // A function that is put somewhere instead of being called.
         [b"(", SCALAR, &array(b")", &f8, b"12345678"), b"t"].concat(),
         [
@@ -546,10 +556,5 @@ fn what_python_never_pickles_so_is_not_replaced() {
         .concat(),
         // The class as part of the result, though its call was understood.
         [b"(", NDARRAY, &array(b")", &f8, b"12345678"), b"t"].concat(),
-    ];
-    for case in cases {
-        let graph = graph(&[&case]);
-        assert!(graph.outside().is_some(), "{case:?}");
-        assert_eq!(graph.for_torch(), None, "{case:?}");
-    }
+    ]);
 }
