@@ -123,16 +123,12 @@ fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
     PyOSError::new_err((errno(source), text.to_owned(), path.as_os_str().to_owned()))
 }
 
-/// "No such file or directory".
-const ENOENT: i32 = 2;
-/// "Invalid argument": what the core says of anything that is no regular file.
-const EINVAL: i32 = 22;
-
 /// The system's words for it, and what was being done.
 fn describe(phase: Phase, source: &io::Error) -> String {
     let text = match (phase, errno(source)) {
-        (Phase::Open, EINVAL) => "Not a regular file".to_owned(),
-        (Phase::Inspect, EINVAL) => {
+        // What the core says of anything that is no regular file.
+        (Phase::Open, libc::EINVAL) => "Not a regular file".to_owned(),
+        (Phase::Inspect, libc::EINVAL) => {
             "Not a regular file (to write there, open it and pass the file object)".to_owned()
         }
         _ => system_words(source),
@@ -147,12 +143,11 @@ fn system_words(source: &io::Error) -> String {
 }
 
 fn errno(error: &io::Error) -> i32 {
-    /// "Input/output error": what else went wrong has no number of its own.
-    const EIO: i32 = 5;
     match error.kind() {
-        io::ErrorKind::InvalidInput => EINVAL,
+        io::ErrorKind::InvalidInput => libc::EINVAL,
         // What the core has found out by itself.
-        io::ErrorKind::NotFound => ENOENT,
-        _ => error.raw_os_error().unwrap_or(EIO),
+        io::ErrorKind::NotFound => libc::ENOENT,
+        // What else went wrong has no number of its own.
+        _ => error.raw_os_error().unwrap_or(libc::EIO),
     }
 }
