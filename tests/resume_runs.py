@@ -210,7 +210,9 @@ def resume(combination: Combination, directory: Path) -> dict[str, Any]:
         "draws": run.draws(),
         "states": run.states(),
         # The states are the live ones; they are compared above.
-        "resumed": {key: resumed[key] for key in resumed if not key.endswith(("_dict", "rng_states"))},
+        "resumed": {
+            key: resumed[key] for key in resumed if not key.endswith(("_dict", "rng_states"))
+        },
         "skipped": resumed.skipped,
     }
 
