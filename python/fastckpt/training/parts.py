@@ -123,7 +123,11 @@ def form_of(part: Any) -> str:
     """Say of what form a part, or its states, are: `one`, `a list of 2`, `a dict of 'd', 'g'`."""
     if isinstance(part, (list, tuple)):
         return f"a list of {len(part)}"
-    if isinstance(part, Mapping) and is_several(part):
+    # The state dict of one object has more than dicts in it.
+    are_several = isinstance(part, Mapping) and all(
+        isinstance(one, Mapping) or hasattr(one, "load_state_dict") for one in part.values()
+    )
+    if are_several and is_several(part):
         return f"a dict of {', '.join(map(repr, part))}"
     return "one"
 

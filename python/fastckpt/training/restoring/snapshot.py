@@ -64,29 +64,52 @@ def of_module(module: nn.Module) -> Undo:
 
 
 def of_object(target: Any) -> Undo:
-    """Remember any object with a state dict: its attributes, and a copy of its state in host memory."""
+    """Remember any object with a state dict: what its attributes hold, and a copy of its state in host memory.
+
+    It is put back by its own load_state_dict, and then, since that may be what has failed, directly: its
+    attributes, the dicts and lists that they hold, and the tensors in these and in its state dict.
+    """
     if isinstance(target, nn.Module):
         return of_module(target)
-    attributes = dict(vars(target)) if hasattr(target, "__dict__") else None
-    state = host_copy(target.state_dict()) if hasattr(target, "state_dict") else None
-
-    def put_attributes_back() -> None:
-        if attributes is not None:
-            vars(target).clear()
-            vars(target).update(attributes)
+    live = target.state_dict() if hasattr(target, "state_dict") else None
+    state = host_copy(live)
+    attributes = vars(target) if hasattr(target, "__dict__") else {}
+    containers, tensors = _reachable([attributes, live])
 
     def undo() -> None:
-        put_attributes_back()
-        if state is None:
-            return
-        # What was changed in place comes back by the object's own way; where that is what has failed,
-        # its attributes are all that can be put back.
-        with suppress(Exception):
-            target.load_state_dict(state)
-            return
-        put_attributes_back()
+        if live is not None:
+            with suppress(Exception):
+                target.load_state_dict(state)
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+        with torch.no_grad():
+            for tensor, value in tensors:
+                tensor.detach().copy_(value)
 
     return undo
+
+
+def _reachable(
+    roots: list[Any],
+) -> tuple[list[tuple[Any, Any]], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Return the dicts and lists below some objects with what they hold, and the tensors with copies."""
+    containers, tensors, seen = [], [], set()
+    stack = list(roots)
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        if isinstance(value, torch.Tensor):
+            seen.add(id(value))
+            if value.device.type != "meta":
+                tensors.append((value, value.detach().to("cpu", copy=True)))
+        elif isinstance(value, (dict, list)):
+            seen.add(id(value))
+            content = dict(value) if isinstance(value, dict) else list(value)
+            containers.append((value, content))
+            stack += content.values() if isinstance(content, dict) else content
+    return containers, tensors
 
 
 def _put_back(present: dict[str, Any], former: dict[str, Any]) -> None:
