@@ -169,7 +169,7 @@ def _add_config(metadata: dict[str, str], key: str, config: Any, notes: list[str
     except (TypeError, ValueError, RecursionError):
         text = None
     if text is None or json.loads(text) != config:
-        notes.append(f"{key} is left out: JSON cannot hold its values")
+        notes.append(f"{key} is left out: it has values that JSON cannot hold")
         return False
     metadata[_CONFIG_PREFIX + key] = text
     return True
