@@ -13,7 +13,7 @@ from fastckpt.errors import CheckpointError
 from .files import FileCopier, Progress
 from .items import copy_item, link_best, linked_item
 from .report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
-from .sources import FileItem, Item, Selection, select
+from .sources import CheckpointItem, FileItem, Item, Selection, select
 
 __all__ = ["CopiedCheckpoint", "CopiedFile", "CopyReport", "Outcome", "copy_checkpoint"]
 
@@ -99,7 +99,7 @@ class _Copy:
     """Copies what was selected, one checkpoint after the other."""
 
     def __init__(
-        self, selection: Selection, linked: Item | None, copier: FileCopier, new_nbytes: int
+        self, selection: Selection, linked: CheckpointItem | None, copier: FileCopier, new_nbytes: int
     ) -> None:
         self._selection = selection
         self._linked = linked
