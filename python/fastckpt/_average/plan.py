@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from fastckpt._archive.load_job import check_dtypes
+from fastckpt._arguments import several_paths
 from fastckpt._native import Archive, TensorInfo, arithmetic
 
 from .inputs import (
     checked_weights,
     extra_of,
+    input_file,
     read_state,
     refuse_differences,
     refuse_opaque,
@@ -52,9 +54,7 @@ class AveragePlan:
     """
 
     def __init__(self, checkpoints: Sequence[_Path], weights: Sequence[float] | None) -> None:
-        if isinstance(checkpoints, (str, os.PathLike)):
-            raise TypeError("checkpoints must be a sequence of paths, not one path")
-        self.paths = [os.fspath(path) for path in checkpoints]
+        self.paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
         if not self.paths:
             raise ValueError("there is nothing to average: name one checkpoint at least")
         self.weights = checked_weights(weights, self.paths)

@@ -18,11 +18,11 @@ from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_optimizer_state, is_tensor
 from fastckpt._native import Archive, Opaque, StorageInfo, TensorInfo
 from fastckpt._steps.survey import StepName
-from fastckpt.errors import FormatError, TorchScriptError, UnsafePickleError
+from fastckpt.errors import FormatError, TorchScriptError, UncoveredFormatError, UnsafePickleError
 
 from .names import name_of_file
 from .parts import Parts, PartsReader
-from .report import FileContents, Group, TensorRow, UncoveredFormatError
+from .report import FileContents, Group, TensorRow
 
 _Path = str | os.PathLike[str]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from fastckpt._steps.role import Role
 from fastckpt._verdict import EXIT_CODES
@@ -75,8 +75,31 @@ class Damage:
     detail: str
 
 
+class _HasStatus(Protocol):
+    @property
+    def status(self) -> Status: ...
+
+
+class _Judged:
+    """A verdict; files without checksums are not a failure, unless one asks for --strict."""
+
+    @property
+    def exit_code(self: _HasStatus) -> int:
+        """Exit code of `fastckpt verify` for this (without --strict)."""
+        return self.status.exit_code()
+
+    @property
+    def ok(self: _HasStatus) -> bool:
+        """Whether nothing wrong was found; files without checksums do not count as wrong."""
+        return self.status.exit_code() == 0
+
+    def __bool__(self: _HasStatus) -> bool:
+        """Return `ok`, so that ``if report:`` asks what it seems to."""
+        return self.status.exit_code() == 0
+
+
 @dataclass(frozen=True)
-class FileReport:
+class FileReport(_Judged):
     """What verifying one file found.
 
     Attributes:
@@ -111,7 +134,7 @@ class FileReport:
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepReport(_Judged):
     """What verifying the files of one step found.
 
     Attributes:
@@ -149,7 +172,7 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(_Judged):
     """What `fastckpt.verify` found.
 
     Attributes:
@@ -173,16 +196,6 @@ class VerifyReport:
         in_steps = {id(file) for step in self.steps for file in step.files}
         alone = (file.status for file in self.files if id(file) not in in_steps)
         return worst([*alone, *(step.status for step in self.steps)])
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing wrong was found; files without checksums do not count as wrong."""
-        return self.exit_code == 0
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt verify` for this report (without --strict)."""
-        return self.status.exit_code()
 
     @property
     def damages(self) -> tuple[Damage, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
+
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Judged):
     """What an export did. All its files are in place and durable.
 
     Attributes:
@@ -30,3 +32,8 @@ class ExportReport:
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     checked_with: str | None = None
+
+    @property
+    def status(self) -> str:
+        """The verdict, "exported": what goes wrong is raised."""
+        return "exported"
