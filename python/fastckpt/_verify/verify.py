@@ -105,7 +105,7 @@ class _Work:
         try:
             named = find_step(path)
         except OSError as error:
-            message = f"{error.filename}: {error.strerror}"
+            message = error.strerror or str(error)
             self.errors.append(FileReport(path, "directory", Status.NOT_FOUND, message=message))
             return True
         if named is not None:
