@@ -160,9 +160,9 @@ def select(source: str, steps: Collection[int], *, newest: bool) -> Selection:
     if newest and steps:
         raise ValueError("name steps by number, or ask for the newest one, not both")
     if not os.path.isdir(source):
+        os.stat(source)
         if steps or newest:
             raise ValueError(f"{source} is not a directory, and only a directory has steps")
-        os.stat(source)
         return Selection(os.path.dirname(source) or ".", [FileItem(source)])
     return _select_from(source, {*steps}, newest=newest)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 
 from fastckpt._arguments import one_path
+from fastckpt._export_kind import export_kind
 from fastckpt._named_step import model_file
 
 from . import hub
@@ -14,9 +15,6 @@ from .publishing import refuse_existing
 from .report import ExportReport
 
 _Path = str | os.PathLike[str]
-
-_PT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-_SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.index.json")
 
 
 def export_checkpoint(
@@ -63,7 +61,7 @@ def export_checkpoint(
         ('weights.pt',)
     """
     source, target = model_file(one_path("path", path)), one_path("output", output)
-    kind = direction(source, target)
+    kind = export_kind(source, target)
     if kind == "import" and use_ema:
         raise ValueError("use_ema (--ema) is for exports from a .pt file")
     is_directory = kind == "safetensors" and os.path.isdir(target)
@@ -83,22 +81,3 @@ def export_checkpoint(
         threads=threads,
         progress=progress,
     )
-
-
-def direction(path: str, output: str) -> str:
-    """Return what kind of export this is, by the two names: "inference", "safetensors" or "import".
-
-    Raises:
-        ValueError: They do not go together.
-    """
-    is_import = path.endswith(_SAFETENSORS_SUFFIXES) or os.path.isdir(path)
-    if output.endswith(_PT_SUFFIXES):
-        return "import" if is_import else "inference"
-    is_directory = os.path.isdir(output) or not os.path.splitext(os.path.basename(output))[1]
-    if not (output.endswith(".safetensors") or is_directory):
-        raise ValueError(
-            f"{output!r} is not a name to export to: give a .pt file, a .safetensors file or a directory"
-        )
-    if is_import:
-        raise ValueError(f"{path} is safetensors already, and can be exported to a .pt file only")
-    return "safetensors"
