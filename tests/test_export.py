@@ -53,7 +53,7 @@ def test_an_inference_checkpoint_has_the_weights_and_the_config(
         source_nbytes=path.stat().st_size,
         nbytes=output.stat().st_size,
         tensors=7,
-        has_config=True,
+        config_keys=("model_config",),
     )
     assert report.source_nbytes is not None
     assert report.nbytes < report.source_nbytes / 2
@@ -72,6 +72,7 @@ def test_the_config_can_be_left_out(model: Tiny, tmp_path: Path) -> None:
     report = ModelExporter.export_inference_checkpoint(path, output, include_config=False)
     assert list(torch.load(output)) == ["model_state_dict"]
     assert not report.has_config
+    assert report.config_keys == ()
 
 
 def test_a_checkpoint_can_be_replaced_by_its_weights(model: Tiny, tmp_path: Path) -> None:

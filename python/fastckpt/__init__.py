@@ -22,6 +22,7 @@ from .errors import (
     FormatError,
     IncompleteCheckpointError,
     MissingChecksumWarning,
+    StateMismatchError,
     UnsafePickleError,
 )
 
@@ -79,6 +80,7 @@ __all__ = [
     "ModelSelector",
     "PruneReport",
     "RepairReport",
+    "StateMismatchError",
     "StepReport",
     "UnsafePickleError",
     "VerifyReport",

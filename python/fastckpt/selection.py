@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import stat
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["ModelSelector", "RankedCheckpoint", "UnknownMetricError"]
+
+logger = logging.getLogger("fastckpt.selection")
 
 _Path = str | os.PathLike[str]
 Mode = Literal["min", "max"]
@@ -95,7 +98,10 @@ class ModelSelector:
 
     @staticmethod
     def select_top_k_by_metric(
-        checkpoints: _Path | Iterable[_Path], metric_name: str, mode: Mode = "min", k: int = 5
+        checkpoints: _Path | Iterable[_Path],
+        metric_name: str = "val_loss",
+        mode: Mode = "min",
+        k: int = 5,
     ) -> list[Path]:
         """Return the k checkpoints with the best metric, the best first.
 
@@ -141,7 +147,7 @@ class ModelSelector:
 
     @staticmethod
     def rank_by_metric(
-        checkpoints: _Path | Iterable[_Path], metric_name: str, mode: Mode = "min"
+        checkpoints: _Path | Iterable[_Path], metric_name: str = "val_loss", mode: Mode = "min"
     ) -> list[RankedCheckpoint]:
         """Return all checkpoints with their metrics, the best first, those that cannot be read last.
 
@@ -171,15 +177,21 @@ class ModelSelector:
 
         Args:
             checkpoints: Files, e.g. those that `select_top_k_by_metric` returned.
-            model: Takes the average, if there is one.
-            weights: Of each checkpoint; all the same without.
+            model: The model that the checkpoints are of. It does not change: load the result into it.
+                ``fastckpt.average_checkpoints(checkpoints, model)`` loads it.
+            weights: One for each checkpoint; None: all the same.
 
         Returns:
-            The averaged state dict, on the CPU.
+            The averaged state dict, on the CPU, for ``model.load_state_dict``.
         """
+        del model  # What is averaged is known from the files.
+        # A single path is refused where they are averaged.
+        if not isinstance(checkpoints, (str, os.PathLike)):
+            checkpoints = list(checkpoints)
+            logger.info("Averaging %d checkpoints...", len(checkpoints))
         # Torch comes with it.
         average = import_module("._average.average", __package__).average_checkpoints
-        averaged: dict[str, Any] = average(checkpoints, model, weights=weights)
+        averaged: dict[str, Any] = average(checkpoints, weights=weights)
         return averaged
 
 

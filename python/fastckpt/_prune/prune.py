@@ -15,7 +15,7 @@ from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.removal import Removal
 
 from .candidates import Candidate, Family, find_families
-from .plan import GoodCheck, Options, Plan
+from .plan import GoodCheck, Options, Plan, Planner
 from .report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
 
 __all__ = ["Fate", "PruneReport", "PrunedCheckpoint", "PrunedFile", "prune"]
@@ -89,7 +89,7 @@ def prune(
     if not os.path.isdir(directory):
         return _report(directory, [], removal, {}, options)
     try:
-        held = HeldDirectory(directory)
+        held = HeldDirectory.open(directory)
     except OSError as error:
         removal.fail(error, directory)
         return _report(directory, [], removal, {}, options)
@@ -109,7 +109,8 @@ def _plan(held: HeldDirectory, options: Options, check: GoodCheck, removal: Remo
         removal.fail(error, held.path)
     if options.metric is not None:
         _require_metric(families, options.metric)
-    return [Plan(family, held, options, check, removal) for family in families]
+    planner = Planner(held, options, check, removal)
+    return [planner.plan(family) for family in families]
 
 
 def _check_arguments(

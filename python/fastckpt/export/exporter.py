@@ -15,8 +15,8 @@ from fastckpt._archive.save import save
 from . import hub, programs
 from .optional import require
 from .publishing import sizes
-from .report import ExportReport
-from .weights import CONFIG_KEY, read_weights
+from .report import ExportReport, log_export
+from .weights import read_weights
 
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
@@ -85,19 +85,19 @@ class ModelExporter:
             threads=threads,
             progress=progress,
         )
-        saved: dict[str, Any] = {"model_state_dict": weights.state}
-        if weights.config is not None:
-            saved[CONFIG_KEY] = weights.config
+        saved: dict[str, Any] = {"model_state_dict": weights.state, **weights.configs}
         save(saved, output_path, threads=threads, progress=progress)
-        return ExportReport(
+        report = ExportReport(
             source=weights.source,
             outputs=(os.fspath(output_path),),
             source_nbytes=weights.source_nbytes,
             nbytes=sizes([os.fspath(output_path)]),
             tensors=len(weights.state),
-            has_config=CONFIG_KEY in saved,
+            config_keys=tuple(weights.configs),
             notes=tuple(weights.notes),
         )
+        log_export(report)
+        return report
 
     @staticmethod
     def export_safetensors(
@@ -146,7 +146,9 @@ class ModelExporter:
             threads=threads,
             progress=progress,
         )
-        return hub.write_safetensors(weights, output, max_shard_nbytes)
+        report = hub.write_safetensors(weights, output, max_shard_nbytes)
+        log_export(report)
+        return report
 
     @staticmethod
     def import_safetensors(

@@ -28,10 +28,11 @@ from fastckpt._wording import some_names
 from fastckpt.errors import FormatError, IncompleteCheckpointError
 
 from .compact import INFLATION_NBYTES_MAX, is_inflated, is_ordinary, same_view
+from .configuration import CONFIG_KEYS
 from .optional import require
 from .publishing import publish, refuse_existing, sizes, staging
 from .report import ExportReport
-from .weights import CONFIG_KEY, Weights
+from .weights import Weights
 
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
@@ -45,7 +46,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 # The Hub's loaders look at this.
 _FORMAT = {"format": "pt"}
 # The format has no place for a configuration, and other programs leave unknown metadata alone.
-_CONFIG = f"fastckpt.{CONFIG_KEY}"
+_CONFIG_PREFIX = "fastckpt."
 # What overlaps is stored in full: how often each byte may be stored, on the average.
 _OVERLAPS_MAX = 4
 _OS_ERROR = re.compile(r"I/O error: (.*?) \(os error (\d+)\)")
@@ -55,7 +56,9 @@ def write_safetensors(weights: Weights, output: _Path, max_shard_nbytes: int) ->
     """Write weights as one safetensors file or several; see `ModelExporter.export_safetensors`."""
     tensors, aliases, notes = _separate(weights)
     metadata = dict(aliases)
-    has_config = _add_config(metadata, weights.config, notes)
+    config_keys = tuple(
+        key for key, config in weights.configs.items() if _add_config(metadata, key, config, notes)
+    )
     shards = _split(tensors, max_shard_nbytes)
     directory, stem = _target(os.fspath(output))
     names = _shard_names(stem, len(shards))
@@ -85,7 +88,7 @@ def write_safetensors(weights: Weights, output: _Path, max_shard_nbytes: int) ->
         source_nbytes=weights.source_nbytes,
         nbytes=sizes(outputs),
         tensors=len(weights.state),
-        has_config=has_config,
+        config_keys=config_keys,
         notes=(*weights.notes, *notes),
     )
 
@@ -158,18 +161,16 @@ def _kind(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _add_config(metadata: dict[str, str], config: Any, notes: list[str]) -> bool:
-    """Add the configuration, where JSON gives back what it is given."""
-    if config is None:
-        return False
+def _add_config(metadata: dict[str, str], key: str, config: Any, notes: list[str]) -> bool:
+    """Add a configuration, where JSON gives back what it is given."""
     try:
         text = json.dumps(config, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
         text = None
     if text is None or json.loads(text) != config:
-        notes.append(f"{CONFIG_KEY} is left out: it has values that JSON cannot hold")
+        notes.append(f"{key} is left out: it has values that JSON cannot hold")
         return False
-    metadata[_CONFIG] = text
+    metadata[_CONFIG_PREFIX + key] = text
     return True
 
 
@@ -257,9 +258,12 @@ def import_safetensors(
     state.update({name: state[metadata[name]] for name in names})
     if names:
         notes.append(f"share their memory with another name: {some_names(names)}")
-    saved: dict[str, Any] = {"model_state_dict": state}
-    if _CONFIG in metadata:
-        saved[CONFIG_KEY] = _parse(metadata[_CONFIG], path)
+    configs = {
+        key: _parse(metadata[_CONFIG_PREFIX + key], path)
+        for key in CONFIG_KEYS
+        if _CONFIG_PREFIX + key in metadata
+    }
+    saved: dict[str, Any] = {"model_state_dict": state, **configs}
     save(saved, output, progress=progress)
     return ExportReport(
         source=path,
@@ -267,7 +271,7 @@ def import_safetensors(
         source_nbytes=sizes(files),
         nbytes=sizes([os.fspath(output)]),
         tensors=len(state),
-        has_config=CONFIG_KEY in saved,
+        config_keys=tuple(configs),
         notes=tuple(notes),
     )
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
+
+logger = logging.getLogger("fastckpt.export")
+_MB = 1e6
 
 
 @dataclass(frozen=True)
@@ -15,9 +19,9 @@ class ExportReport:
         source_nbytes: Size of what was read, in bytes: all shards, where it is an index.
         nbytes: Size of what was written, in bytes.
         tensors: Number of names in the state dict; of a program, of its parameters and buffers.
-        has_config: Whether the model's configuration was written.
+        config_keys: The keys under which the source has the model's configuration, as far as it was written.
         notes: What else there is to know, in sentences.
-        max_difference: Of an exported program, the largest difference of an output from the model's.
+        max_difference: The largest difference between an output of an exported program and the model's.
         checked_with: What ran the exported program, e.g. "onnxruntime 1.31.1".
     """
 
@@ -26,7 +30,23 @@ class ExportReport:
     source_nbytes: int | None
     nbytes: int
     tensors: int
-    has_config: bool = False
+    config_keys: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     max_difference: float | None = None
     checked_with: str | None = None
+
+    @property
+    def has_config(self) -> bool:
+        """Whether the model's configuration was written."""
+        return bool(self.config_keys)
+
+
+def log_export(report: ExportReport) -> None:
+    """Log the sizes of a checkpoint and of what was exported from it."""
+    if not report.source_nbytes:
+        return
+    logger.info("Exported inference checkpoint: %s", ", ".join(report.outputs))
+    logger.info("  Original: %.1f MB", report.source_nbytes / _MB)
+    logger.info("  Inference: %.1f MB", report.nbytes / _MB)
+    logger.info("  Reduction: %.1f%%", (1 - report.nbytes / report.source_nbytes) * 100)
+    logger.info("  Configuration: %s", ", ".join(report.config_keys) or "not found, or left out")

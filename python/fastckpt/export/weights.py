@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastckpt._archive import load, load_job
-from fastckpt._bare_model import bare_name
+from fastckpt._bare_model import bare_name, bare_names
 from fastckpt._contents.outline import walk
 from fastckpt._contents.state_dicts import find_state_dict, is_tensor
 from fastckpt._native import Archive, Graph, Span, TensorInfo
@@ -23,11 +23,10 @@ from fastckpt._wording import some_names
 from fastckpt.errors import FormatError
 
 from .compact import changed, compact, same_view
+from .configuration import configurations
 
 _Progress = Callable[[int, int], None]
 
-#: Where training scripts put what the model is built from.
-CONFIG_KEY = "model_config"
 EMA_KEY = "ema_state_dict"
 # DistributedDataParallel and swa_utils.AveragedModel wrap a module so.
 _WRAPPED = "module."
@@ -41,14 +40,14 @@ class Weights:
 
     Attributes:
         state: The state dict, of plain tensors and extra state, by the names of the bare model.
-        config: What the model is built from; None where the checkpoint does not say.
+        configs: What the model is built from, under the keys that the checkpoint has for it.
         source: The file.
         source_nbytes: Its size.
         notes: What was done to the weights besides reading them.
     """
 
     state: dict[str, Any]
-    config: Any
+    configs: dict[str, Any]
     source: str
     source_nbytes: int
     notes: list[str] = field(default_factory=list)
@@ -83,18 +82,18 @@ def read_weights(
     keys, state = find_state_dict(outline, path=archive.path)
     parts: list[Any] = [state]
     if use_ema:
-        parts.append(_ema_state(outline, archive.path))
-    if include_config and isinstance(outline, dict):
-        parts.append(outline.get(CONFIG_KEY))
+        parts += _ema_parts(outline, archive.path)
+    if include_config and keys:
+        parts += configurations(outline).values()
     root = _load_parts(archive, graph, parts, threads, progress)
     state = root
     for key in keys:
         state = state[key]
-    config = root.get(CONFIG_KEY) if include_config and keys else None
-    weights = Weights({}, config, archive.path, archive.nbytes)
+    configs = configurations(root) if include_config and keys else {}
+    weights = Weights({}, configs, archive.path, archive.nbytes)
     named = _bare_state(state, weights)
     if use_ema:
-        named = _with_averages(named, _ema_state(root, archive.path), weights)
+        named = _with_averages(named, _averages(root, named, archive.path), weights)
     weights.state = _like(state, compact(named))
     return weights
 
@@ -178,8 +177,8 @@ def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
 # Averages.
 
 
-def _ema_state(root: Any, path: str) -> Mapping[str, Any]:
-    """Return the averages: the parameters of an EMAModel, or any dict of tensors."""
+def _ema_parts(root: Any, path: str) -> list[Mapping[str, Any]]:
+    """Return the dicts of averages: of the parameters and buffers of an EMAModel, or one of tensors."""
     ema = root.get(EMA_KEY) if isinstance(root, dict) else None
     if not isinstance(ema, dict):
         raise FormatError(
@@ -187,17 +186,32 @@ def _ema_state(root: Any, path: str) -> Mapping[str, Any]:
             "use_ema (--ema) the model's own weights are exported",
             path=path,
         )
-    parameters, buffers = ema.get("parameters"), ema.get("buffers")
+    # The guide's class has no buffers; "parameters" is an earlier name of ours.
+    parameters, buffers = ema.get("shadow", ema.get("parameters")), ema.get("buffers", {})
     if isinstance(parameters, dict) and isinstance(buffers, dict):
-        return {**parameters, **buffers}
-    tensors = {key: value for key, value in ema.items() if key != _AVERAGED_MODEL_COUNT}
-    if not tensors or not all(map(is_tensor, tensors.values())):
+        parts: list[Mapping[str, Any]] = [parameters, buffers]
+    else:
+        parts = [{key: value for key, value in ema.items() if key != _AVERAGED_MODEL_COUNT}]
+    values = [value for part in parts for value in part.values()]
+    if not values or not all(map(is_tensor, values)):
         raise FormatError(
             f"what {path} has under {EMA_KEY!r} is neither the state of an EMAModel nor a dict of "
             "tensors",
             path=path,
         )
-    return tensors
+    return parts
+
+
+def _averages(root: Any, state: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """Return the averages by the names of the bare model."""
+    averages: dict[str, Tensor] = {}
+    for part in _ema_parts(root, path):
+        named = {str(key): value for key, value in part.items()}
+        for key, name in bare_names(named, state).items():
+            if name in averages:
+                raise FormatError(f"{path} has two averages of the tensor {name!r}", path=path)
+            averages[name] = named[key]
+    return averages
 
 
 def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -205,10 +219,9 @@ def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _with_averages(
-    state: dict[str, Any], ema: Mapping[str, Any], weights: Weights
+    state: dict[str, Any], averages: Mapping[str, Tensor], weights: Weights
 ) -> dict[str, Any]:
     """Put the averages in the place of the weights, in the weights' own dtypes."""
-    averages = dict(zip(_bare_names(ema, weights.source)[0].values(), ema.values(), strict=True))
     unknown = [name for name in averages if not isinstance(state.get(name), Tensor)]
     if unknown:
         raise FormatError(

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-# What an entry of the history has beside the metrics.
-RESERVED = ("epoch", "step")
+#: The best value so far, by the mode, while there is none.
+WORST = {"min": math.inf, "max": -math.inf}
 
 
 class MissingMetricError(KeyError, ValueError):
@@ -29,33 +29,33 @@ def plain_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
         metrics: Ints, floats, tensors of no dimension, numpy scalars, by name.
 
     Raises:
-        TypeError: A name is no string, or a value no real number.
-        ValueError: A name is one that the history needs for itself.
+        TypeError: A name is not a string, or a value is not a real number.
     """
     plain: dict[str, float] = {}
     for name, value in (metrics or {}).items():
         if not isinstance(name, str):
-            raise TypeError(f"names of metrics are strings, and {name!r} is none")
-        if name in RESERVED:
-            raise ValueError(
-                f"no metric may be called {name!r}: save takes it as an argument, and the history "
-                "has it under that name"
-            )
+            raise TypeError(f"metric names must be strings, not {name!r}")
         plain[name] = _plain(name, value)
     return plain
 
 
-def _plain(name: str, value: Any) -> float:
+def as_float(value: Any) -> float | None:
+    """Return a real number as a float: an int, a float, a tensor of no dimension, a numpy scalar; else None."""
     # Tensors and numpy scalars, without importing either library.
-    number = value.item() if getattr(value, "ndim", None) == 0 else value
-    if not isinstance(number, (int, float)):
+    number = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+    return float(number) if isinstance(number, (int, float)) else None
+
+
+def _plain(name: str, value: Any) -> float:
+    number = as_float(value)
+    if number is None:
         shape = getattr(value, "shape", None)
         what = type(value).__name__ if shape is None else f"{type(value).__name__} of {shape}"
         raise TypeError(
             f"metrics[{name!r}] must be one real number (int, float, a tensor of no dimension or a "
             f"numpy scalar), not {what}"
         )
-    return float(number)
+    return number
 
 
 def metric_of(metrics: Mapping[str, float], name: str) -> float:
