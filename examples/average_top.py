@@ -76,8 +76,8 @@ def main() -> None:
     model = make_model(CONFIG)
     model.load_state_dict(fastckpt.load(chosen[0])["model_state_dict"])
     single = loss_from(model, TEST_POSITION)
-    # In float64, tensor by tensor; loaded into the model too.
-    ModelSelector.average_checkpoints(chosen, model)
+    # In float64, tensor by tensor.
+    model.load_state_dict(ModelSelector.average_checkpoints(chosen, model))
     average = loss_from(model, TEST_POSITION)
     print(f"test loss of the best one:       {single:.4f}")
     print(f"test loss of the average of {BEST}:   {average:.4f} ({average - single:+.4f})")

@@ -12,6 +12,7 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -260,4 +261,30 @@ def training_loop(namespace: Namespace) -> None:
         train_one_step=train_one_step,
         train_step=train_one_step,
         evaluate=evaluate,
+    )
+
+
+# What fails.
+
+
+@setup("files and objects that fail")
+def failing_files(namespace: Namespace) -> None:
+    training_loop(namespace)
+    damaged_run(namespace)
+    os.makedirs("runs/empty")
+    save_step("runs/d20", 1000, gpt_weights(16, 1, 64), ranks=(0, 1), world_size=2)
+    save_step("runs/d20", 1200, gpt_weights(16, 1, 64), world_size=2)
+    Path("script.py").write_text("import torch\n")
+    whole = Path("runs/d12/model_001200.pt").read_bytes()
+    Path("truncated.pt").write_bytes(whole[: len(whole) // 2])
+    torch.save({"state_dict": {}, "hyper_parameters": Fraction(1, 3)}, "objects.pt")
+    torch.save({"w": torch.ones(2)}, "old.pt", _use_new_zipfile_serialization=False)
+    manager = fastckpt.CheckpointManager("runs/a", namespace["model"], namespace["optimizer"])
+    manager.save(epoch=1, step=100, metrics={"val_loss": 2.5})
+    wider = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    namespace.update(
+        manager=manager,
+        wider=wider,
+        sgd=torch.optim.SGD(namespace["model"].parameters(), lr=0.1, momentum=0.9),
+        Path=Path,
     )

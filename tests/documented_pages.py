@@ -8,6 +8,7 @@ a block needs and does not show is named above it, in a comment that the rendere
     <!-- setup: NAME -->          NAME of `documented_files.SETUPS` fills a new directory
     <!-- not run: WHY -->         the next block is compiled, or nothing at all
     <!-- output of: COMMAND -->   the next block, JSON, has the shape of what COMMAND prints
+    <!-- message of: PYTHON -->    the next block, text, is the error or the warning of this expression
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,12 +78,15 @@ class Page:
                 comments("setup", self._set_up),
                 comments("not run", self._leave_out),
                 comments("output of", self._keep_output),
+                CodeBlockParser("text", self._compare_message),
+                comments("message of", self._keep_message),
             ]
         ).parse(path)
         document.namespace["__name__"] = "__main__"
         self.examples: list[Example] = list(document.examples())
         self._next = 0
         self._output: str | None = None
+        self._message: str | None = None
 
     def run_to(self, number: int, home: Path) -> None:
         """Run what was not run yet of the blocks up to this one; new directories are made in `home`."""
@@ -122,6 +128,19 @@ class Page:
             if not alike(said, found):
                 self.changes.append((f"$ {command}\n{said}", f"$ {command}\n{found}"))
                 raise AssertionError(f"$ {command}\n{difference(said, found)}")
+
+    def _keep_message(self, example: Example) -> None:
+        self._message = message_of(example.parsed, example.namespace)
+
+    def _compare_message(self, example: Example) -> None:
+        found, self._message = self._message, None
+        if found is None:  # text of another kind
+            return
+        said = " ".join(example.parsed.split())
+        if not alike(f"{said}\n", f"{found}\n"):
+            lines = textwrap.wrap(found, 110, break_long_words=False, break_on_hyphens=False)
+            self.changes.append((example.parsed, "".join(f"{line}\n" for line in lines)))
+            raise AssertionError(f"in the page: {said}\nraised: {found}")
 
     def _compare_json(self, example: Example) -> None:
         assert self._output is not None, "no comment says which command prints this"
@@ -174,6 +193,18 @@ def output_of(command: str) -> str:
     )
     lines = [line.rstrip() for line in done.stdout.rstrip().splitlines()]
     return "".join(f"{line}\n" for line in lines)
+
+
+def message_of(expression: str, namespace: dict[str, Any]) -> str:
+    """Evaluate an expression that fails or warns; return what a traceback would end with."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            eval(expression, namespace)
+        except Exception as error:
+            return " ".join(f"{type(error).__name__}: {error}".split())
+    assert caught, f"{expression} neither fails nor warns"
+    return " ".join(f"{caught[0].category.__name__}: {caught[0].message}".split())
 
 
 def comparable(text: str) -> list[str]:
