@@ -38,7 +38,7 @@ from fastckpt.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 # As wide as the widest lines of the pages.
-COLUMNS = "130"
+COLUMNS = "120"
 COMMAND_TIMEOUT_SECS = 60.0
 
 # What differs from machine to machine and from run to run, or with the size of what is shown: numbers
@@ -46,7 +46,7 @@ COMMAND_TIMEOUT_SECS = 60.0
 FIGURE = re.compile(
     r"0x[0-9a-f]+|-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?: (?:[kMGT]?B|s|ms|min)\b)", re.ASCII
 )
-NUMBER = re.compile(r"-?(?:\d+\.\d+(?:e[+-]?\d+)?|\d{1,3}(?:,\d{3})+|\d{5,})", re.ASCII)
+NUMBER = re.compile(r"\b\d+-\d+\b|-?(?:\d+\.\d+(?:e[+-]?\d+)?|\d{1,3}(?:,\d{3})+|\d{5,})", re.ASCII)
 # What took no time has no rate.
 RATE = re.compile(r",? *\d+(?:\.\d+)? [kMGT]?B/s", re.ASCII)
 # How figures are set depends on how wide they are.
@@ -67,8 +67,8 @@ class Page:
         self.path = path
         self.home: Path | None = None
         self.directory: Path | None = None
-        # What the commands printed where it was not what the page says: (old, new).
-        self.changes: list[tuple[str, str]] = []
+        # What the commands printed where it was not what the page says: the block, old and new.
+        self.changes: list[tuple[Example, str, str]] = []
         document = Sybil(
             [
                 PythonCodeBlockParser(),
@@ -126,7 +126,7 @@ class Page:
         for command, said in commands_in(example.parsed):
             found = output_of(command)
             if not alike(said, found):
-                self.changes.append((f"$ {command}\n{said}", f"$ {command}\n{found}"))
+                self.changes.append((example, f"$ {command}\n{said}", f"$ {command}\n{found}"))
                 raise AssertionError(f"$ {command}\n{difference(said, found)}")
 
     def _keep_message(self, example: Example) -> None:
@@ -139,7 +139,7 @@ class Page:
         said = " ".join(example.parsed.split())
         if not alike(f"{said}\n", f"{found}\n"):
             lines = textwrap.wrap(found, 110, break_long_words=False, break_on_hyphens=False)
-            self.changes.append((example.parsed, "".join(f"{line}\n" for line in lines)))
+            self.changes.append((example, example.parsed, "".join(f"{line}\n" for line in lines)))
             raise AssertionError(f"in the page: {said}\nraised: {found}")
 
     def _compare_json(self, example: Example) -> None:
@@ -293,8 +293,9 @@ def write_outputs() -> None:
                 except Exception as error:
                     print(f"{path.name}:{page.examples[number].line}: {error}")
             os.chdir(ROOT)
-        for old, new in page.changes:
-            text = text.replace(old, new)
+        for block, old, new in reversed(page.changes):
+            written = text[block.start : block.end].replace(old, new, 1)
+            text = text[: block.start] + written + text[block.end :]
         if text != path.read_text():
             path.write_text(text)
 

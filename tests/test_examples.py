@@ -58,7 +58,9 @@ def test_train_resumes_where_it_was(tmp_path: Path) -> None:
     assert f"last whole step in {tmp_path}: 4;" in first
     second = example("train", tmp_path, "--steps", "6", "--save-every", "2", "--resume")
     assert f"last whole step in {tmp_path}: 6;" in second
-    steps = [json.loads(line)["step"] for line in (tmp_path / "losses.jsonl").open()]
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "losses.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
