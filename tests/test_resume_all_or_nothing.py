@@ -29,7 +29,9 @@ class Run:
 
     def __init__(self, seed: int, width: int = 4) -> None:
         torch.manual_seed(seed)
-        self.model: Any = nn.Sequential(nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2))
+        self.model: Any = nn.Sequential(
+            nn.Linear(3, width), nn.BatchNorm1d(width), nn.Linear(width, 2)
+        )
         self.optimizer: Any = torch.optim.AdamW(self.model.parameters(), lr=0.01 * (seed + 1))
         self.scheduler: Any = schedules.StepLR(self.optimizer, 2)
         self.scaler: Any = torch.amp.GradScaler("cpu", init_scale=2.0 ** (seed + 3))
