@@ -68,8 +68,8 @@ def main() -> None:
     model = make_model(CONFIG)
     model.load_state_dict(fastckpt.load(chosen[0])["model_state_dict"])
     single = test_loss(model)
-    # In float64, tensor by tensor; loaded into the model too.
-    ModelSelector.average_checkpoints(chosen, model)
+    # In float64, tensor by tensor.
+    model.load_state_dict(ModelSelector.average_checkpoints(chosen, model))
     average = test_loss(model)
     print(f"test loss of the best one: {single:.4f}")
     print(f"test loss of the average:  {average:.4f} ({average - single:+.4f})")

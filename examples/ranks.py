@@ -42,7 +42,8 @@ def work(rank: int, world_size: int, port: int, directory: Path) -> None:
     momentum = torch.zeros(weight[own].shape)
     first = 0
     try:
-        first = find_last_good_step(directory, world_size=world_size)
+        # Of any number of ranks: where it is another than now, the load refuses, and nothing starts anew.
+        first = find_last_good_step(directory)
         model, shard, _ = load_checkpoint(directory, first, "cpu", load_optimizer=True, rank=rank)
         weight, momentum = model["weight"], shard["momentum"]
     except FileNotFoundError:

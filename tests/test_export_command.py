@@ -43,7 +43,7 @@ def test_a_pt_file(source: str, tmp_path: Path, capsys: Captured) -> None:
     out, err = capsys.readouterr()
     assert out == (
         f"EXPORTED: 2 tensors, {os.path.getsize(output) / 1000:.1f} kB of "
-        f"{os.path.getsize(source) / 1000:.1f} kB, with configuration\n  {output}\n"
+        f"{os.path.getsize(source) / 1000:.1f} kB, with configuration (model_config)\n  {output}\n"
     )
     assert err == ""
     saved = torch.load(output, weights_only=True)
@@ -72,10 +72,11 @@ def test_averages_and_no_config(source: str, tmp_path: Path, capsys: Captured) -
         "nbytes": os.path.getsize(output),
         "tensors": 2,
         "has_config": False,
+        "config_keys": [],
         "notes": ["2 of 2 tensors are moving averages"],
     }
     saved = torch.load(output)
-    averages = torch.load(source)["ema_state_dict"]["parameters"]
+    averages = torch.load(source)["ema_state_dict"]["shadow"]
     assert list(saved) == ["model_state_dict"]
     assert torch.equal(saved["model_state_dict"]["weight"], averages["weight"])
 

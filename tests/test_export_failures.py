@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -64,7 +65,7 @@ def test_an_error_while_shards_become_visible_leaves_none(
 
     def fail_at_the_index(source: str, target: str) -> None:
         if target.endswith(".json"):
-            raise OSError(5, "Input/output error", target)
+            raise OSError(errno.EIO, "Input/output error", target)
         real(source, target)
 
     monkeypatch.setattr(os, "link", fail_at_the_index)
@@ -142,7 +143,7 @@ def test_a_directory_that_cannot_be_synced_leaves_none_of_several_and_the_only_o
     (tmp_path / "hub").mkdir()
 
     def fail(_: object, directory: str) -> None:
-        raise OSError(5, "Input/output error", directory)
+        raise OSError(errno.EIO, "Input/output error", directory)
 
     monkeypatch.setattr(publishing, "Commit", type("Failing", (), {"sync_directory": fail}))
     with pytest.raises(OSError, match=r"Input/output error"):
@@ -156,11 +157,11 @@ def test_a_directory_that_cannot_be_synced_leaves_none_of_several_and_the_only_o
 def test_a_full_disk_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Weights({"w": torch.empty(0)}, None, "c.pt", 1)
+    weights = Weights({"w": torch.empty(0)}, {}, "c.pt", 1)
     monkeypatch.setattr(hub, "sum", lambda _: 1 << 60, raising=False)
     with pytest.raises(OSError, match=r"[Nn]o space|free") as caught:
         hub.write_safetensors(weights, tmp_path / "m.safetensors", 100)
-    assert caught.value.errno == 28
+    assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == []
 
 

@@ -58,7 +58,9 @@ def of_step(directory: Path, step: int) -> set[str]:
 def whole(directory: Path, step: int) -> float:
     """Load a step, which has to be whole; return the save id that its weights say."""
     for rank in range(RANKS):
-        loaded = fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True, rank=rank)
+        loaded = fastckpt.load_checkpoint(
+            directory, step, "cpu", load_optimizer=True, rank=rank, world_size=RANKS
+        )
     return float(loaded[0]["w"][0])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -112,7 +113,7 @@ class CommitSpy:
         call = (verb, tuple(os.path.basename(path) for path in paths))
         self.calls.append(call)
         if self.fail_at == f"{verb} {call[1][0]}":
-            raise OSError(5, "seeded failure", os.fspath(paths[0]))
+            raise OSError(errno.EIO, "seeded failure", os.fspath(paths[0]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.commit, name)

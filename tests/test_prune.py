@@ -59,7 +59,9 @@ def steps(directory: Path) -> list[int]:
     found = sorted(int(path.stem.split("_")[1]) for path in directory.glob("model_*.pt"))
     for step in found:
         for rank in range(RANKS):
-            fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True, rank=rank)
+            fastckpt.load_checkpoint(
+                directory, step, "cpu", load_optimizer=True, rank=rank, world_size=RANKS
+            )
     return found
 
 

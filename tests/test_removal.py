@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def held(run: Path) -> Iterator[HeldDirectory]:
-    with closing(HeldDirectory(str(run))) as held:
+    with closing(HeldDirectory.open(str(run))) as held:
         yield held
 
 
@@ -140,7 +140,7 @@ def test_nothing_goes_while_somebody_saves(
 ) -> None:
     monkeypatch.setattr(held_module, "_PATIENCE_SECS", 0.05)
     going = going_of(held)
-    with closing(HeldDirectory(str(run))) as saver:
+    with closing(HeldDirectory.open(str(run))) as saver:
         # As savers do: any number of them share it.
         fcntl.flock(saver._fd, fcntl.LOCK_SH)
         assert Removal().remove(going) == kept(run, LOCKED, *NAMES)
@@ -156,7 +156,7 @@ def test_the_lock_is_given_up_although_a_forked_process_has_the_directory_open(
     with held.locked() as is_locked:
         assert is_locked
         inherited = os.dup(held._fd)
-    with closing(HeldDirectory(str(run))) as other, other.locked() as is_locked:
+    with closing(HeldDirectory.open(str(run))) as other, other.locked() as is_locked:
         assert is_locked
     os.close(inherited)
 
@@ -201,7 +201,7 @@ def test_a_directory_that_was_swapped_before_it_was_opened_has_other_files(
         (elsewhere / name).write_text(name)
     run.rename(tmp_path / "moved")
     run.symlink_to(elsewhere)
-    with closing(HeldDirectory(str(run))) as swapped:
+    with closing(HeldDirectory.open(str(run))) as swapped:
         going = Going(swapped, [MODEL], [SHARD, META], judged, "_000100", lambda _: True)
         assert Removal().remove(going) == kept(run, CHANGED, *NAMES)
     assert names(elsewhere) == {*NAMES}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -239,18 +240,18 @@ def test_an_object_with_write_alone_is_enough() -> None:
 def test_an_error_of_the_file_object_is_raised() -> None:
     class Full:
         def write(self, data: Any) -> int:
-            raise OSError(28, "No space left on device")
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(OSError, match="No space left") as error:
         fastckpt.save(torch.arange(9), Full())  # type: ignore[arg-type]
-    assert error.value.errno == 28
+    assert error.value.errno == errno.ENOSPC
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "model.pt"
     with pytest.raises(FileNotFoundError) as error:
         fastckpt.save(torch.ones(3), path)
-    assert error.value.errno == 2
+    assert error.value.errno == errno.ENOENT
     assert "missing" in str(error.value.filename)
     assert os.listdir(tmp_path) == []
 

@@ -49,6 +49,7 @@ __all__ = [
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
     "MissingMetricError",
+    "StateMismatchError",
     "TorchScriptError",
     "UncoveredFormatError",
     "UnknownMetricError",
@@ -197,6 +198,14 @@ class CommitUnknownError(CheckpointError, OSError):
 
     def __reduce__(self) -> tuple[Callable[..., CheckpointError], tuple[Any, ...]]:
         return type(self), (self.errno, self.strerror, self.path)
+
+
+class StateMismatchError(RuntimeError, ValueError):
+    """The state in a checkpoint does not fit the object that was to get it; nothing was changed.
+
+    The checkpoint is not damaged. A RuntimeError, as `Module.load_state_dict` raises, and a ValueError, as
+    `Optimizer.load_state_dict` does.
+    """
 
 
 class MissingChecksumWarning(UserWarning):

@@ -220,7 +220,7 @@ def test_nothing_is_deleted_where_a_saver_holds_the_lock(
     tear(run, 50)
     save_step(run, 200, 200)
     before = names(run)
-    held = held_module.HeldDirectory(str(run))
+    held = held_module.HeldDirectory.open(str(run))
     fcntl.flock(held._fd, fcntl.LOCK_SH)
     if work == "gc":
         files = [*fastckpt.collect_garbage(run, incomplete=True).files]
@@ -238,7 +238,7 @@ def test_a_save_never_fails_over_a_lock_and_says_that_it_had_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "a.pt"
-    held = held_module.HeldDirectory(str(tmp_path))
+    held = held_module.HeldDirectory.open(str(tmp_path))
     # Somebody who deletes, and was stopped in the middle of it.
     with held.locked() as is_locked:
         assert is_locked

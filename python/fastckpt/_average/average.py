@@ -85,7 +85,7 @@ def average_checkpoints(
         >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])["w"]
         tensor([1.5000, 1.5000])
     """
-    plan = AveragePlan(checkpoints, weights)
+    plan = AveragePlan.read(checkpoints, weights)
     for path in plan.unchecked:
         message = f"{path} has no checksums: its bytes are averaged unchecked"
         warnings.warn(message, MissingChecksumWarning, stacklevel=2)
@@ -140,7 +140,7 @@ def average_files(
     target = output_path(output, to, 'average_files(["a.pt", "b.pt"], "mean.pt")')
     threads = checked_threads(threads)
     _refuse_existing(target)
-    plan = AveragePlan(checkpoints, weights)
+    plan = AveragePlan.read(checkpoints, weights)
     sizes = plan.storage_nbytes()
     with Commit() as commit:
         # Before memory is reserved for what a file merely claims.

@@ -53,17 +53,16 @@ class AveragePlan:
     result as they did. All others are averaged tensor by tensor, into storages of their own.
     """
 
-    def __init__(self, checkpoints: Sequence[_Path], weights: Sequence[float] | None) -> None:
-        self.paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
-        if not self.paths:
-            raise ValueError("there is nothing to average: name one checkpoint at least")
-        self.weights = checked_weights(weights, self.paths)
-        self.archives: list[Archive] = []
-        states = []
-        for path in self.paths:
-            archive, state = read_state(path)
-            self.archives.append(archive)
-            states.append(state)
+    def __init__(
+        self,
+        paths: list[str],
+        weights: list[float],
+        archives: list[Archive],
+        states: list[dict[str, Any]],
+    ) -> None:
+        self.paths = paths
+        self.weights = weights
+        self.archives = archives
         refuse_differences(self.paths, states)
         self._extra = extra_of(states[-1], self.paths[-1])
         self.names = [name for name in states[0] if isinstance(states[0][name], TensorInfo)]
@@ -82,6 +81,20 @@ class AveragePlan:
         refuse_opaque(self._first(), self.paths[0])
         check_dtypes(self.paths[0], (info.dtype for info in self._first().values()))
         self.averaged = sum(arithmetic(info.dtype) == "floating" for info in self._first().values())
+
+    @classmethod
+    def read(cls, checkpoints: Sequence[_Path], weights: Sequence[float] | None) -> AveragePlan:
+        """Read the outlines of the checkpoints; their tensors are read when they are averaged."""
+        paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
+        if not paths:
+            raise ValueError("there is nothing to average: name one checkpoint at least")
+        checked = checked_weights(weights, paths)
+        archives, states = [], []
+        for path in paths:
+            archive, state = read_state(path)
+            archives.append(archive)
+            states.append(state)
+        return cls(paths, checked, archives, states)
 
     def tensors(self) -> list[tuple[str, list[_Place]]]:
         """Return what the core is to average: a dtype and a place in each checkpoint."""

@@ -14,7 +14,7 @@ from fastckpt.errors import CheckpointError
 from .files import FileCopier, Progress
 from .items import copy_item, link_best, linked_item
 from .report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
-from .sources import FileItem, Item, Selection, select
+from .sources import CheckpointItem, FileItem, Item, Selection, select
 
 __all__ = ["CopiedCheckpoint", "CopiedFile", "CopyReport", "Outcome", "copy_checkpoint"]
 
@@ -88,7 +88,7 @@ def copy_checkpoint(
     selection = select(path, {*steps}, newest=newest)
     directory = _rename(selection, target)
     _refuse_itself(selection, directory)
-    done = _Copy(selection, directory, threads, progress).run() if selection.items else []
+    done = _Copy.plan(selection, directory, threads, progress).run() if selection.items else []
     missing = [
         CopiedCheckpoint(f"step {step}", step, Outcome.NOT_FOUND, message="no file of this step")
         for step in selection.missing
@@ -134,22 +134,34 @@ class _Copy:
     def __init__(
         self,
         selection: Selection,
+        linked: CheckpointItem | None,
+        copier: FileCopier,
+        new_nbytes: int,
+    ) -> None:
+        self._selection = selection
+        self._linked = linked
+        self._copier = copier
+        self._to = copier.to
+        self._new_nbytes = new_nbytes
+        self._is_full = False
+
+    @classmethod
+    def plan(
+        cls,
+        selection: Selection,
         to: str,
         threads: int | None,
         progress: Callable[[int, int], None] | None,
-    ) -> None:
-        self._selection = selection
-        self._to = to
-        self._is_full = False
+    ) -> _Copy:
+        """Look at what was selected: how much there is to read, and how much of it is new."""
         linked = None if selection.best is None else linked_item(selection.best, selection.items)
-        self._linked = linked
         items = [*selection.items]
         if selection.best is not None and linked is None:
             items.append(FileItem(selection.best))
         sizes = [size for item in items for size in _sizes(item)]
-        self._copier = FileCopier(to, threads, Progress(progress, sum(n for _, n in sizes)))
+        copier = FileCopier(to, threads, Progress(progress, sum(n for _, n in sizes)))
         new = [nbytes for name, nbytes in sizes if not os.path.lexists(os.path.join(to, name))]
-        self._new_nbytes = sum(new)
+        return cls(selection, linked, copier, sum(new))
 
     def run(self) -> list[CopiedCheckpoint]:
         """Copy all of it.

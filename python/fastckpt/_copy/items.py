@@ -35,7 +35,7 @@ def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
             attempt, and is no checkpoint to any reader.
     """
     for _ in range(_ATTEMPTS):
-        result = _ItemCopy(item, copier).run()
+        result = _ItemCopy.begin(item, copier).run()
         if result is not None:
             return result
     raise IncompleteCheckpointError(
@@ -46,15 +46,23 @@ def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
 class _ItemCopy:
     """One attempt."""
 
-    def __init__(self, item: Item, copier: FileCopier) -> None:
+    def __init__(
+        self, item: Item, copier: FileCopier, pieces: list[Piece], identities: list[object]
+    ) -> None:
         self._item = item
         self._copier = copier
-        self._pieces = item.pieces()
-        self._identities = _identities(self._pieces)
+        self._pieces = pieces
+        self._identities = identities
         self._done: dict[str, CopiedFile] = {}
         # What stands at the destination for each of these: what was found there, or was published.
         self._files: dict[str, Identity] = {}
         self._published: list[str] = []
+
+    @classmethod
+    def begin(cls, item: Item, copier: FileCopier) -> _ItemCopy:
+        """Look at the item's files as they are now; for the errors see `Item.pieces`."""
+        pieces = item.pieces()
+        return cls(item, copier, pieces, _identities(pieces))
 
     def run(self) -> CopiedCheckpoint | None:
         """Copy it; None where the source changed meanwhile, and nothing of it was left."""
@@ -139,7 +147,7 @@ class _ItemCopy:
         With it, somebody else has made one of them: then they stay. Under the directory's lock, since another
         copy that comes to its last file looks whether the others are there.
         """
-        held = HeldDirectory(self._copier.to)
+        held = HeldDirectory.open(self._copier.to)
         with closing(held), held.locked() as is_locked:
             if is_locked and held.look(self._pieces[-1].name) is None:
                 for name in self._published:
@@ -210,7 +218,7 @@ def _take_over(own: str, target: str, to: str) -> bool:
     if os.path.samefile(own, target):
         make_durable([target])
         return True
-    held = HeldDirectory(to)
+    held = HeldDirectory.open(to)
     with closing(held), held.locked() as is_locked, _native.Commit(sync=False) as commit:
         if not is_locked or not _is_second_name(target, to):
             return False

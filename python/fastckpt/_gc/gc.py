@@ -120,7 +120,7 @@ class _Collection:
     def clean(self, directory: Directory) -> None:
         """Find and remove the garbage of one directory, those below it left out."""
         try:
-            held = HeldDirectory(directory.path)
+            held = HeldDirectory.open(directory.path)
         except OSError as error:
             self.fail(error, directory.path)
             return

@@ -75,11 +75,13 @@ def _words_for(file: FileReport) -> str:
     return f"{os.path.basename(file.path)}: {words}"
 
 
+@dataclass(frozen=True)
 class Plan:
     """What becomes of the checkpoints of one family.
 
     Attributes:
         family: The checkpoints.
+        directory: Where they are.
         expendable: Those that go.
         best: Those that are the best by one of the signs that there are.
         verified: The one that was found to be good.
@@ -88,31 +90,19 @@ class Plan:
         orphans: Files of ranks whose checkpoint is gone, and which every rank has gone past.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        held: HeldDirectory,
-        options: Options,
-        check: GoodCheck,
-        removal: Removal,
-    ) -> None:
-        self.family = family
-        self._held = held
-        self.expendable: list[Candidate] = []
-        self.best: list[Candidate] = []
-        self.verified: Candidate | None = None
-        self.relies_on: dict[str, Standing] = {}
-        self.blocked: str | None = None
-        self._options = options
-        self._check = check
-        self._removal = removal
-        self._decide()
-        self.orphans = self._left_behind()
+    family: Family
+    directory: HeldDirectory
+    expendable: list[Candidate]
+    best: list[Candidate]
+    verified: Candidate | None
+    relies_on: dict[str, Standing]
+    blocked: str | None
+    orphans: list[Going]
 
     @property
     def counted(self) -> list[Candidate]:
         """The checkpoints that count: whole, and not found to be damaged."""
-        return [each for each in self.family.candidates if each.problem is None]
+        return _counted(self.family)
 
     @property
     def paths(self) -> list[str]:
@@ -123,13 +113,13 @@ class Plan:
     def leftovers(self) -> list[str]:
         """Paths of the files of ranks that go."""
         return [
-            os.path.join(self._held.path, name) for going in self.orphans for name in going.rest
+            os.path.join(self.directory.path, name) for going in self.orphans for name in going.rest
         ]
 
     def going(self, candidate: Candidate) -> Going:
         """Return what has to be compared before a checkpoint goes."""
         return Going(
-            directory=self._held,
+            directory=self.directory,
             first=[os.path.basename(path) for path in candidate.first],
             rest=[os.path.basename(path) for path in candidate.rest],
             judged=candidate.judged,
@@ -139,56 +129,83 @@ class Plan:
             what="model" if self.family.kind == "nanochat" else "checkpoint",
         )
 
-    def _decide(self) -> None:
+
+class Planner:
+    """Decides what becomes of families of checkpoints, one after the other.
+
+    Args:
+        held: Where they are.
+        options: What was asked for.
+        check: Says which of them are good.
+        removal: Takes note of what cannot be read.
+    """
+
+    def __init__(
+        self, held: HeldDirectory, options: Options, check: GoodCheck, removal: Removal
+    ) -> None:
+        self._held = held
+        self._options = options
+        self._check = check
+        self._removal = removal
+
+    def plan(self, family: Family) -> Plan:
+        """Read what would stay until a checkpoint is good, and decide."""
+        verified, relies_on, blocked = None, dict[str, Standing](), None
         while True:
-            counted = self.counted
-            self.best = _best_of(self.family, counted, self._options)
+            counted = _counted(family)
+            best = _best_of(family, counted, self._options)
             steps = expendable_steps(
                 {each.step for each in counted},
                 keep=self._options.keep,
                 keep_every=self._options.keep_every,
-                protected={each.step for each in [*self.best, *filter(_is_held, counted)]},
+                protected={each.step for each in [*best, *filter(_is_held, counted)]},
             )
             expendable = [each for each in counted if each.step in steps]
             if not expendable:
-                return
+                break
             staying = [each for each in counted if each.step not in steps]
-            self.verified = self._newest_good(staying)
-            if self.verified is not None:
-                self.expendable = expendable
-                return
-            if len(self.counted) == len(counted):
+            verified, relies_on = self._newest_good(staying)
+            if verified is not None:
+                break
+            if len(_counted(family)) == len(counted):
                 newest = self._check(staying[-1])[1]
-                self.blocked = f"none of the checkpoints that would stay can be verified: {newest}"
-                return
+                blocked = f"none of the checkpoints that would stay can be verified: {newest}"
+                expendable = []
+                break
+        orphans = self._left_behind(family)
+        return Plan(family, self._held, expendable, best, verified, relies_on, blocked, orphans)
 
-    def _newest_good(self, staying: list[Candidate]) -> Candidate | None:
-        """Return the newest that is good; a newer one that is damaged counts no more from here on."""
+    def _newest_good(
+        self, staying: list[Candidate]
+    ) -> tuple[Candidate | None, dict[str, Standing]]:
+        """Return the newest that is good, and what its files were before they were read.
+
+        A newer one that is damaged counts no more from here on.
+        """
         for candidate in reversed(staying):
             names = [os.path.basename(path) for path in candidate.loads]
             before = self._held.look_at(names)
             status, words = self._check(candidate)
             if status is Status.GOOD:
-                self.relies_on = before
-                return candidate
+                return candidate, before
             if status is not Status.UNCHECKED:
                 candidate.problem = words
                 candidate.is_damaged = status is Status.DAMAGED
                 if status is Status.IO_ERROR:
                     self._removal.errors.append((candidate.directory, words))
-                return None
-        return None
+                return None, {}
+        return None, {}
 
-    def _left_behind(self) -> list[Going]:
+    def _left_behind(self, family: Family) -> list[Going]:
         """Return the files of ranks that nobody will complete; none while a save is running here."""
-        if not self.family.orphans or not self.counted:
+        if not family.orphans or not _counted(family):
             return []
         going: list[Going] = []
         try:
-            counted = sorted(self.counted, key=lambda each: each.step)
+            counted = sorted(_counted(family), key=lambda each: each.step)
             # When the newest of those of later steps was written.
             later: list[int] = []
-            for files in sorted(self.family.orphans, key=lambda each: each.step, reverse=True):
+            for files in sorted(family.orphans, key=lambda each: each.step, reverse=True):
                 # What is of a later step than this one is of a later step than those to come.
                 while counted and counted[-1].step > files.step:
                     known = [each.changed_ns for each in counted.pop().first_files]
@@ -203,6 +220,10 @@ class Plan:
         except OSError as error:
             self._removal.fail(error, self._held.path)
             return []
+
+
+def _counted(family: Family) -> list[Candidate]:
+    return [each for each in family.candidates if each.problem is None]
 
 
 def _is_held(candidate: Candidate) -> bool:

@@ -18,7 +18,7 @@ from fastckpt._steps.removal import Removal
 from fastckpt.errors import UnknownMetricError
 
 from .candidates import Candidate, Family, find_families
-from .plan import GoodCheck, Options, Plan
+from .plan import GoodCheck, Options, Plan, Planner
 from .report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
 
 __all__ = ["Fate", "PruneReport", "PrunedCheckpoint", "PrunedFile", "prune"]
@@ -103,7 +103,7 @@ def prune(
     if not os.path.isdir(directory):
         return _report(directory, [], removal, {}, options)
     try:
-        held = HeldDirectory(directory)
+        held = HeldDirectory.open(directory)
     except OSError as error:
         removal.fail(error, directory)
         return _report(directory, [], removal, {}, options)
@@ -124,7 +124,8 @@ def _plan(
     except OSError as error:
         removal.fail(error, held.path)
     _require_metric(families, options, held.path, for_best=for_best)
-    return [Plan(family, held, options, check, removal) for family in families]
+    planner = Planner(held, options, check, removal)
+    return [planner.plan(family) for family in families]
 
 
 def _checked_options(

@@ -27,34 +27,40 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, 
 
 
 class HeldDirectory:
-    """An open directory; `contextlib.closing` closes it.
+    """An open directory, from `open`; `contextlib.closing` closes it.
 
     Attributes:
         path: Where it was when it was opened.
-
-    Raises:
-        OSError: It cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int, *, has_numbers: bool) -> None:
         self.path = path
+        self._fd = fd
+        self._has_numbers = has_numbers
+
+    @classmethod
+    def open(cls, path: str) -> HeldDirectory:
+        """Open a directory.
+
+        Raises:
+            OSError: It cannot be opened.
+        """
         try:
-            self._fd = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(path or os.curdir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             error.strerror = f"{error.strerror}, while opening the directory"
             raise
         try:
             # Network and FUSE file systems may give a file another number once they have forgotten it.
-            self._has_numbers = _native.is_local(path or os.curdir)
+            has_numbers = _native.is_local(path or os.curdir)
         except OSError:
-            self.close()
+            _let_go(fd)
             raise
+        return cls(path, fd, has_numbers=has_numbers)
 
     def close(self) -> None:
         """Let go of it."""
-        # Nothing was written to it, so nothing is lost with what close may say.
-        with suppress(OSError):
-            os.close(self._fd)
+        _let_go(self._fd)
 
     def names(self, part: str = "") -> list[str]:
         """List the names in it that have this part, in no order; there may be very many others."""
@@ -124,3 +130,9 @@ class HeldDirectory:
                 time.sleep(_INTERVAL_SECS)
             else:
                 return True
+
+
+def _let_go(fd: int) -> None:
+    # Nothing was written to it, so nothing is lost with what close may say.
+    with suppress(OSError):
+        os.close(fd)

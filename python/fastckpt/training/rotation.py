@@ -131,7 +131,7 @@ def remove(
     if not names and not orphans:
         return
     try:
-        held = HeldDirectory(directory.path)
+        held = HeldDirectory.open(directory.path)
     except OSError as error:
         logger.warning(_NOT_DELETED, error)
         return

@@ -11,17 +11,8 @@ use std::sync::Arc;
 use fastckpt_core::commit::{Commit, Judged};
 use fastckpt_core::job::Unobserved;
 use fastckpt_core::{Error, Phase, Result};
+use libc::{EACCES, EDQUOT, EIO, EISDIR, EMLINK, ENOSPC, ENOSYS, EOPNOTSUPP, EPERM, EROFS};
 use support::{Scratch, Script, ScriptedFiles};
-
-const EPERM: i32 = 1;
-const EIO: i32 = 5;
-const EACCES: i32 = 13;
-const EMLINK: i32 = 31;
-const ENOSPC: i32 = 28;
-const EROFS: i32 = 30;
-const ENOSYS: i32 = 38;
-const EOPNOTSUPP: i32 = 95;
-const EDQUOT: i32 = 122;
 
 /// The files of a step, in the order in which they are published.
 const FILES: [&str; 2] = ["optim.pt", "model.pt"];
@@ -379,7 +370,7 @@ fn where_there_is_no_file_none_is_kept() {
     }
     assert_eq!(
         errno_and_phase(commit.keep(&scratch.path("elsewhere"), SAVE_ID)),
-        (Some(21), Phase::Inspect)
+        (Some(EISDIR), Phase::Inspect)
     );
 }
 

@@ -9,9 +9,9 @@ use std::sync::Arc;
 
 use fastckpt_core::commit::{Commit, Judged};
 use fastckpt_core::job::Unobserved;
+use libc::EPERM;
 use support::{Scratch, Script, ScriptedFiles};
 
-const EPERM: i32 = 1;
 const SAVE_ID: u64 = 7;
 const HIDDEN: &str = "run/.fastckpt-00000000000007-optim.pt.kept";
 const BESIDE: &str = "big/.fastckpt-00000000000007-shard.bin.kept";

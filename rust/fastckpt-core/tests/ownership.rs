@@ -12,10 +12,8 @@ use fastckpt_core::commit::{Commit, FileIdentity, Place, Publication};
 use fastckpt_core::files::{Files, RealFiles};
 use fastckpt_core::job::{Observer, Stop, Unobserved};
 use fastckpt_core::{Error, Phase, stale};
+use libc::{EEXIST, ENOENT, ESTALE};
 use support::{Scratch, Script, ScriptedFiles};
-
-const EEXIST: i32 = 17;
-const ESTALE: i32 = 116;
 
 fn temp_name(number: u64) -> String {
     format!(".fastckpt-{}-{number}.tmp", std::process::id())
@@ -301,7 +299,7 @@ fn a_second_name_is_given_in_one_step_and_to_the_file_that_is_there() {
     assert_eq!(script.count("sync_directory"), 4);
     match link("missing.pt") {
         Err(Error::Io { phase, source, .. }) => {
-            assert_eq!((phase, source.raw_os_error()), (Phase::Link, Some(2)));
+            assert_eq!((phase, source.raw_os_error()), (Phase::Link, Some(ENOENT)));
         }
         other => panic!("{other:?}"),
     }

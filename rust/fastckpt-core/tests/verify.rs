@@ -327,7 +327,7 @@ fn a_disk_that_fails_is_an_error() {
         };
         assert_eq!(
             (path.as_path(), source.raw_os_error()),
-            (Path::new("model.pt"), Some(5))
+            (Path::new("model.pt"), Some(libc::EIO))
         );
     }
 }

@@ -19,11 +19,10 @@ use fastckpt_core::write::{
     self, ArchivePlan, NO_STEP, SaveStager, Sink, StorageSource, WriteOptions,
 };
 use fastckpt_format::layout::Alignment;
+use libc::EINVAL;
 use proptest::prelude::*;
 use saving::{BLOCK, oracle, payloads, plan_of, save, threads};
 use support::{Scratch, Script, ScriptedFiles};
-
-const EINVAL: i32 = 22;
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]

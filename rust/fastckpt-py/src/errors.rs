@@ -8,6 +8,7 @@ use fastckpt_core::{Error, Phase};
 use fastckpt_format::FormatError;
 use fastckpt_format::index::Kind;
 use fastckpt_format::legacy::LegacyError;
+use fastckpt_format::pickle::PickleError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -42,7 +43,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Format { path, source } => with_path(py, format_class(&source), &message, &path),
         Error::Record { path, .. } => with_path(py, "FormatError", &message, &path),
         Error::Legacy { path, source } => with_path(py, legacy_class(&source), &message, &path),
-        Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
+        Error::Pickle { path, source } => with_path(py, pickle_class(&source), &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
         Error::StorageChanged { .. } => PyRuntimeError::new_err(message),
@@ -63,9 +64,18 @@ fn format_class(error: &FormatError) -> &'static str {
     }
 }
 
+/// An array that does not go with its bytes is refused by every unpickler, so executing it is no way out.
+fn pickle_class(error: &PickleError) -> &'static str {
+    match error {
+        PickleError::Array { .. } => "FormatError",
+        _ => "UnsafePickleError",
+    }
+}
+
 fn legacy_class(error: &LegacyError) -> &'static str {
     match error {
-        LegacyError::Pickle { .. } | LegacyError::NotPlain { .. } => "UnsafePickleError",
+        LegacyError::Pickle { source, .. } => pickle_class(source),
+        LegacyError::NotPlain { .. } => "UnsafePickleError",
         _ => "FormatError",
     }
 }
@@ -113,16 +123,12 @@ fn os_error(source: &io::Error, text: &str, path: &Path) -> PyErr {
     PyOSError::new_err((errno(source), text.to_owned(), path.as_os_str().to_owned()))
 }
 
-/// "No such file or directory".
-const ENOENT: i32 = 2;
-/// "Invalid argument": what the core says of anything that is no regular file.
-const EINVAL: i32 = 22;
-
 /// The system's words for it, and what was being done.
 fn describe(phase: Phase, source: &io::Error) -> String {
     let text = match (phase, errno(source)) {
-        (Phase::Open, EINVAL) => "Not a regular file".to_owned(),
-        (Phase::Inspect, EINVAL) => {
+        // What the core says of anything that is no regular file.
+        (Phase::Open, libc::EINVAL) => "Not a regular file".to_owned(),
+        (Phase::Inspect, libc::EINVAL) => {
             "Not a regular file (to write there, open it and pass the file object)".to_owned()
         }
         _ => system_words(source),
@@ -137,12 +143,11 @@ fn system_words(source: &io::Error) -> String {
 }
 
 fn errno(error: &io::Error) -> i32 {
-    /// "Input/output error": what else went wrong has no number of its own.
-    const EIO: i32 = 5;
     match error.kind() {
-        io::ErrorKind::InvalidInput => EINVAL,
+        io::ErrorKind::InvalidInput => libc::EINVAL,
         // What the core has found out by itself.
-        io::ErrorKind::NotFound => ENOENT,
-        _ => error.raw_os_error().unwrap_or(EIO),
+        io::ErrorKind::NotFound => libc::ENOENT,
+        // What else went wrong has no number of its own.
+        _ => error.raw_os_error().unwrap_or(libc::EIO),
     }
 }

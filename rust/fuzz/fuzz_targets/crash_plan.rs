@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
 
+use libc::{EIO, ENOSPC};
 use fastckpt_core::Result;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
@@ -37,8 +38,6 @@ use oracle::{Found, Judge, Promise, View};
 use saves::{StepSave, Writer, save_file};
 use simulated::{Cursor, Effort, Entry, Fault, Random, Reach, SimulatedDisk, Stretch, Turns};
 
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 const MAX_RANKS: usize = 3;
 const MAX_SAVES: usize = 3;
 /// More turns than this many are one rank after the other.

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use fastckpt_core::{Error, Result};
+use libc::{EIO, ENOSPC};
 
 use crate::cuts::{QUICK, Tally};
 use crate::files;
@@ -11,8 +12,6 @@ use crate::runs::{Course, FILE, Scenario, new_save_id, run_ranks};
 use crate::saves::{StepSave, save_file};
 use crate::simulated::{Change, Contents, Entry, Fault, Random, Reach, SimulatedDisk, Turns};
 
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
 const OLD_STEP: usize = 100;
 const NEW_STEP: usize = 200;
 

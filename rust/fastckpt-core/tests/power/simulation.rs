@@ -6,10 +6,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use fastckpt_core::files::{Directory, File};
+use libc::EIO;
 
 use crate::simulated::{Cursor, Effort, Fault, Node, Random, Reach, SimulatedDisk};
 
-const EIO: i32 = 5;
 const OLD: [u8; 1024] = [1; 1024];
 const NEW: [u8; 1024] = [2; 1024];
 

@@ -13,9 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fastckpt_core::files::{BLOCK_NBYTES, Directory, File, FileKind, Files, Metadata};
 use fastckpt_core::mapping::Mapping;
-
-const EIO: i32 = 5;
-const EINVAL: i32 = 22;
+use libc::{EINVAL, EIO};
 
 /// How reads behave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

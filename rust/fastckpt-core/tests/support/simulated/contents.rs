@@ -7,9 +7,10 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use fastckpt_core::files::{FileKind, Metadata};
+use libc::{EEXIST, EISDIR, ENOENT, ENOTDIR};
 
 use super::record::{Change, DirectoryId, Inode, Name, Node};
-use super::{EEXIST, EISDIR, ENOENT, ENOTDIR, ROOT, errno};
+use super::{ROOT, errno};
 
 /// The files and names of a disk.
 #[derive(Debug, Clone)]

@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use fastckpt_core::files::{BLOCK_NBYTES, Directory, File, Files, Metadata};
 use fastckpt_core::mapping::Mapping;
+use libc::{EEXIST, EINVAL, EPERM};
 
 use super::contents::{Contents, Stored};
 use super::record::{Change, DirectoryId, Inode, Node};
-use super::{EEXIST, EINVAL, EPERM, SimulatedDisk, errno};
+use super::{SimulatedDisk, errno};
 
 /// What the file system says is free: more than any test writes.
 const FREE_NBYTES: u64 = 1 << 40;

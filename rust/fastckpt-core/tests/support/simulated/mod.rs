@@ -49,13 +49,6 @@ pub use turns::{Stretch, Turns};
 
 use handles::Process;
 
-const EPERM: i32 = 1;
-const ENOENT: i32 = 2;
-const EEXIST: i32 = 17;
-const ENOTDIR: i32 = 20;
-const EISDIR: i32 = 21;
-const EINVAL: i32 = 22;
-
 const ROOT: DirectoryId = 0;
 
 /// One disk; clones are the same disk.
