@@ -82,10 +82,14 @@ def repair(
         FileNotFoundError, OSError: The file cannot be read, or the new one not be written.
 
     Example:
-        >>> import fastckpt
+        >>> import fastckpt, torch
+        >>> fastckpt.save({"a": torch.ones(1000), "b": torch.ones(1000)}, "model.pt")
+        >>> with open("model.pt", "r+b") as file:  # damage the last tensor
+        ...     position = file.seek(-3000, 2)
+        ...     written = file.write(b"????")
         >>> report = fastckpt.repair("model.pt", to="salvaged.pt")
-        >>> for tensor in report.tensors:
-        ...     print("lost:", tensor.name)
+        >>> [tensor.name for tensor in report.tensors]  # what is lost
+        ['b']
     """
     source, target = os.fspath(path), os.fspath(to)
     _refuse_existing(target)
