@@ -101,9 +101,9 @@ def diff(
 
     Example:
         >>> import fastckpt, torch
-        >>> fastckpt.save({"w": torch.zeros(4), "step": 1}, "/tmp/diff_a.pt")
-        >>> fastckpt.save({"w": torch.ones(4), "step": 2}, "/tmp/diff_b.pt")
-        >>> report = diff("/tmp/diff_a.pt", "/tmp/diff_b.pt")
+        >>> fastckpt.save({"w": torch.zeros(4), "step": 1}, "a.pt")
+        >>> fastckpt.save({"w": torch.ones(4), "step": 2}, "b.pt")
+        >>> report = diff("a.pt", "b.pt")
         >>> [(tensor.name, tensor.max_abs) for tensor in report.files[0].differing]
         [('w', 1.0)]
         >>> report.files[0].values
