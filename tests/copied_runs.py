@@ -44,7 +44,9 @@ def sums(directory: Path) -> dict[str, str]:
 def whole(directory: Path, step: int) -> float:
     """Load a step, which has to be whole; return the save id that its weights say."""
     for rank in range(RANKS):
-        loaded = fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True, rank=rank)
+        loaded = fastckpt.load_checkpoint(
+            directory, step, "cpu", load_optimizer=True, rank=rank, world_size=RANKS
+        )
         assert loaded[1] is not None
         assert float(loaded[1]["moment"][0]) == float(loaded[0]["w"][0]) + rank
     return float(loaded[0]["w"][0])

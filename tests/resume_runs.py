@@ -209,7 +209,10 @@ def resume(combination: Combination, directory: Path) -> dict[str, Any]:
         "seen": seen,
         "draws": run.draws(),
         "states": run.states(),
-        "resumed": dict(resumed),
+        # The states are the live ones; they are compared above.
+        "resumed": {
+            key: resumed[key] for key in resumed if not key.endswith(("_dict", "rng_states"))
+        },
         "skipped": resumed.skipped,
     }
 

@@ -66,7 +66,7 @@ def test_the_average_is_that_of_a_loop_in_float64(
             ema.update()
             now = [p.detach().to(torch.complex128) for p in model]
             wide = [kept * a + (1 - kept) * p for a, p in zip(wide, now, strict=True)]
-    averages = ema.state_dict()["parameters"]
+    averages = ema.state_dict()["shadow"]
     assert ema.num_updates == updates
     for average, parameter, expected in zip(averages.values(), model, wide, strict=True):
         narrow = parameter.dtype in (torch.bfloat16, torch.float16)
@@ -127,7 +127,7 @@ def test_at_decay_0_the_averages_are_the_weights(
     for shift in range(len(AWKWARD)):
         set_to(model, shift)
         ema.update()
-        averages = ema.state_dict()["parameters"]
+        averages = ema.state_dict()["shadow"]
         weights = {str(i): p.detach().to(averages[str(i)].dtype) for i, p in enumerate(model)}
         assert bits(averages) == bits(weights)
 
@@ -136,11 +136,11 @@ def test_at_decay_0_the_averages_are_the_weights(
 def test_at_decay_1_the_averages_stay(dtype: torch.dtype) -> None:
     model = awkward_model(dtype)
     ema = EMAModel(model, 1.0)
-    before = bits(ema.state_dict()["parameters"])
+    before = bits(ema.state_dict()["shadow"])
     for shift in range(len(AWKWARD)):
         set_to(model, shift)
         ema.update()
-        assert bits(ema.state_dict()["parameters"]) == before
+        assert bits(ema.state_dict()["shadow"]) == before
     assert ema.num_updates == len(AWKWARD)
 
 
@@ -165,7 +165,7 @@ def test_in_between_an_average_that_was_not_finite_never_is_again(decay: float, 
     model[0].data[0] = 1.0
     for _ in range(20):
         ema.update()
-    average = ema.state_dict()["parameters"]["0"]
+    average = ema.state_dict()["shadow"]["0"]
     assert average.isfinite().tolist() == [False, True]
 
 
@@ -178,11 +178,9 @@ def test_bfloat16_weights_are_averaged_in_float32_since_bfloat16_loses_every_upd
         wide.update()
         narrow.update()
     expected = torch.full((4, 4), 2 - 0.9999**1000)
-    torch.testing.assert_close(
-        wide.state_dict()["parameters"]["weight"], expected, rtol=1e-5, atol=0
-    )
+    torch.testing.assert_close(wide.state_dict()["shadow"]["weight"], expected, rtol=1e-5, atol=0)
     assert torch.equal(
-        narrow.state_dict()["parameters"]["weight"], torch.ones(4, 4, dtype=torch.bfloat16)
+        narrow.state_dict()["shadow"]["weight"], torch.ones(4, 4, dtype=torch.bfloat16)
     )
     with wide.applied():
         assert torch.equal(model.weight, expected.to(torch.bfloat16))
@@ -195,7 +193,7 @@ def test_float8_weights_are_averaged_in_float32() -> None:
     with torch.no_grad():
         model[0].copy_(torch.full((4,), 2.0))
     ema.update()
-    assert torch.equal(ema.state_dict()["parameters"]["0"], torch.full((4,), 1.5))
+    assert torch.equal(ema.state_dict()["shadow"]["0"], torch.full((4,), 1.5))
     with ema.applied():
         assert torch.equal(model[0].float(), torch.full((4,), 1.5))
     assert torch.equal(model[0].float(), torch.full((4,), 2.0))
@@ -203,14 +201,14 @@ def test_float8_weights_are_averaged_in_float32() -> None:
 
 def test_a_wider_dtype_can_be_asked_for_and_complex_weights_keep_theirs() -> None:
     model = nn.ParameterList([torch.ones(2), torch.ones(2, dtype=torch.complex64)])
-    averages = EMAModel(model, dtype=torch.float64).state_dict()["parameters"]
+    averages = EMAModel(model, dtype=torch.float64).state_dict()["shadow"]
     assert [average.dtype for average in averages.values()] == [torch.float64, torch.complex64]
 
 
 def test_tied_parameters_are_averaged_once_and_frozen_ones_not_stored() -> None:
     model = Net()
     ema = EMAModel(model, 0.5)
-    assert list(ema.state_dict()["parameters"]) == ["embed.weight", "norm.weight", "norm.bias"]
+    assert list(ema.state_dict()["shadow"]) == ["embed.weight", "norm.weight", "norm.bias"]
     before = model.embed.weight.detach().clone()
     with torch.no_grad():
         model.embed.weight.add_(1)
@@ -251,7 +249,7 @@ def test_what_cannot_be_averaged_is_refused() -> None:
         EMAModel(nn.Linear(1, 1).requires_grad_(False))
     with pytest.raises(ValueError, match=r"meta device.*'weight'; make the EMAModel after"):
         EMAModel(nn.Linear(1, 1, bias=False, device="meta"))
-    with pytest.raises(ValueError, match=r"dtype must be a floating one, .* not torch.int32"):
+    with pytest.raises(ValueError, match=r"dtype must be a floating dtype, .* not torch.int32"):
         EMAModel(nn.Linear(1, 1), dtype=torch.int32)
 
 
@@ -261,7 +259,7 @@ def test_what_cannot_be_averaged_is_refused() -> None:
 def test_parameters_that_change_are_named_and_follow_model_takes_them_up() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     ema = EMAModel(model, 0.5)
-    kept = ema.state_dict()["parameters"]["0.weight"]
+    kept = ema.state_dict()["shadow"]["0.weight"]
     model[0].bias.requires_grad_(False)
     model.add_module("2", nn.Linear(2, 1, bias=False))
     model[1] = nn.Identity()
@@ -275,10 +273,10 @@ def test_parameters_that_change_are_named_and_follow_model_takes_them_up() -> No
         ema.apply()
     assert ema.num_updates == 0
     ema.follow_model()
+    assert ema.state_dict()["shadow"]["0.weight"] is kept
     ema.update()
-    averages = ema.state_dict()["parameters"]
+    averages = ema.state_dict()["shadow"]
     assert list(averages) == ["0.weight", "2.weight"]
-    assert averages["0.weight"] is kept
     assert torch.equal(averages["2.weight"], model.get_parameter("2.weight"))
 
 
@@ -289,7 +287,7 @@ def test_a_parameter_of_another_shape_is_named() -> None:
     with pytest.raises(RuntimeError, match=r"'bias' has the shape \(3,\), and its average \(2,\)"):
         ema.update()
     ema.follow_model()
-    assert ema.state_dict()["parameters"]["bias"].shape == (3,)
+    assert ema.state_dict()["shadow"]["bias"].shape == (3,)
 
 
 def test_a_buffer_that_is_added_is_named() -> None:
@@ -313,7 +311,7 @@ def process_group(tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("process_group")
-def test_compiled_and_distributed_models_have_the_names_of_the_bare_one() -> None:
+def test_averages_of_compiled_and_distributed_models_are_those_of_the_bare_one() -> None:
     model = Net()
     bare = EMAModel(model, 0.5)
     distributed = DistributedDataParallel(model)
@@ -323,11 +321,16 @@ def test_compiled_and_distributed_models_have_the_names_of_the_bare_one() -> Non
     partly.norm = torch.compile(partly.norm, backend="eager")  # type: ignore[assignment]
     for wrapped in (compiled, distributed, both, partly, nn.DataParallel(model)):
         ema = EMAModel(wrapped, 0.9)
-        assert list(ema.state_dict()["parameters"]) == list(bare.state_dict()["parameters"])
+        # As the guide's class, by the names that this model has for its parameters.
+        trainable = [name for name, p in wrapped.named_parameters() if p.requires_grad]
+        assert list(ema.state_dict()["shadow"]) == list(ema.shadow) == trainable
         ema.load_state_dict(bare.state_dict())
+        assert [*bits(ema.shadow).values()] == [*bits(bare.state_dict()["shadow"]).values()]
+        bare.load_state_dict(ema.state_dict())
         ema.update()
         bare.update(wrapped)
     assert bare.num_updates == 5
+    assert list(bare.shadow) == list(EMAModel(model).shadow)
 
 
 @pytest.mark.cuda
@@ -341,7 +344,7 @@ def test_averages_live_where_they_are_asked_to_and_follow_the_model() -> None:
         following.update()
         kept.update()
         expected.update(copy.deepcopy(model).cpu())
-    states = [ema.state_dict()["parameters"] for ema in (following, kept, expected)]
+    states = [ema.state_dict()["shadow"] for ema in (following, kept, expected)]
     assert {value.device.type for value in states[0].values()} == {"cuda"}
     assert {value.device.type for value in states[1].values()} == {"cpu"}
     for name, value in states[2].items():

@@ -41,29 +41,42 @@ def test_the_state_survives_a_file_bit_for_bit(
     resumed = EMAModel(copy.deepcopy(model), **options)
     resumed.load_state_dict(state)
     assert (resumed.decay, resumed.warmup, resumed.num_updates) == (0.99, True, 3)
-    for part in ("parameters", "buffers"):
+    for part in ("shadow", "buffers"):
         assert bits(resumed.state_dict()[part]) == bits(ema.state_dict()[part])
     assert repr(resumed) == "EMAModel(3 parameters, decay=0.99, num_updates=3)"
 
 
 def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
     ema = EMAModel(nn.Linear(2, 2), 0.5)
-    before = bits(ema.state_dict()["parameters"])
+    before = bits(ema.state_dict()["shadow"])
 
     def refused(message: str, **changes: Any) -> None:
-        with pytest.raises(ValueError, match=message):
-            ema.load_state_dict({**EMAModel(nn.Linear(2, 2), 0.9).state_dict(), **changes})
-        assert bits(ema.state_dict()["parameters"]) == before
+        state = {**EMAModel(nn.Linear(2, 2), 0.9).state_dict(), **changes}
+        for method in (ema.check_state_dict, ema.load_state_dict):
+            with pytest.raises(ValueError, match=message):
+                method(state)
+        assert bits(ema.state_dict()["shadow"]) == before
         assert (ema.decay, ema.num_updates) == (0.5, 0)
 
     weight, bias = torch.zeros(2, 2), torch.zeros(2)
-    refused(r"it lacks 'weight'$", parameters={"bias": bias})
-    refused(r"it has 'x', of which", parameters={"bias": bias, "weight": weight, "x": bias})
-    refused(r"'bias' is torch.float32 \(3,\)", parameters={"weight": weight, "bias": torch.ones(3)})
-    refused(r"'bias' is torch.float64", parameters={"weight": weight, "bias": bias.double()})
+    refused(r"it lacks 'weight'$", shadow={"bias": bias})
+    refused(
+        r"it has 'x', which is not averaged", shadow={"bias": bias, "weight": weight, "x": bias}
+    )
+    refused(r"'bias' is torch.float32 \(3,\)", shadow={"weight": weight, "bias": torch.ones(3)})
+    refused(r"'bias' is torch.float64", shadow={"weight": weight, "bias": bias.double()})
     refused(r"use_buffers=True, and this .*use_buffers=False", use_buffers=True)
     refused(r"decay must be 0 to 1, not 7", decay=7)
     refused(r"not the state of an EMAModel: it has the keys .*'lr'", lr=1)
+    refused(r"not the state of an EMAModel: it has the keys .*'parameters'", parameters={})
+    refused(r"on the meta device", shadow={"weight": weight.to("meta"), "bias": bias})
+    refused(r"two names in the state mean", shadow={"weight": weight, "_orig_mod.weight": weight})
+    refused(r"shadow must be a dict of tensors, not a list", shadow=[weight])
+    refused(r"by name; 'weight' is a float", shadow={"weight": 0.5, "bias": bias})
+    refused(r"decay must be 0 to 1, not half", decay="half")
+    refused(r"num_updates must be 0 or more, not -1", num_updates=-1)
+    refused(r"warmup must be True or False, not 1", warmup=1)
+    refused(r"buffers must be a dict of tensors, not a tuple", buffers=())
 
 
 RESUME = """
@@ -82,7 +95,7 @@ def run(ema, model, steps):
 
 def digest(ema, model):
     state = ema.state_dict()
-    tensors = [*model.state_dict().values(), *state["parameters"].values(), *state["buffers"].values()]
+    tensors = [*model.state_dict().values(), *state["shadow"].values(), *state["buffers"].values()]
     hashed = hashlib.sha256(repr((ema.decay, ema.num_updates, ema.warmup)).encode())
     for tensor in tensors:
         hashed.update(bytes(tensor.detach().reshape(-1).view(torch.uint8).numpy()))

@@ -157,7 +157,7 @@ def test_a_directory_that_cannot_be_synced_leaves_none_of_several_and_the_only_o
 def test_a_full_disk_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = Weights({"w": torch.empty(0)}, None, "c.pt", 1)
+    weights = Weights({"w": torch.empty(0)}, {}, "c.pt", 1)
     monkeypatch.setattr(hub, "sum", lambda _: 1 << 60, raising=False)
     with pytest.raises(OSError, match=r"[Nn]o space|free") as caught:
         hub.write_safetensors(weights, tmp_path / "m.safetensors", 100)

@@ -93,8 +93,8 @@ def test_only_the_best_is_saved_where_the_configuration_says_so(tmp_path: Path) 
     assert [path is not None for path in paths] == [True, False, True, False, False, True, True]
     assert steps_in(tmp_path) == [6, 7]
     # What was not saved is in the history nonetheless.
-    assert [one["step"] for one in manager.metrics_history] == [1, 2, 3, 4, 5, 6, 7]
-    assert [one["step"] for one in manager.load()["metrics_history"]] == [1, 2, 3, 4, 5, 6, 7]
+    assert manager.history_steps == [1, 2, 3, 4, 5, 6, 7]
+    assert manager.load()["history_steps"] == [1, 2, 3, 4, 5, 6, 7]
     again = manager_of(tmp_path, save_best_only=True, save_total_limit=2)
     assert again.save(0, 8, {"val_loss": 2.5}) is None
 

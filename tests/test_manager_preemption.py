@@ -171,8 +171,8 @@ def test_where_it_cannot_work_it_says_so(tmp_path: Path) -> None:
     thread.join()
     assert said == [
         (
-            "preemption() works in the main thread only: Python delivers signals to no other. Enter it "
-            "there, around the training loop"
+            "preemption() works in the main thread only, where Python delivers signals: enter it there, "
+            "around the training loop"
         )
     ]
     with manager.preemption():

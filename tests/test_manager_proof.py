@@ -45,7 +45,7 @@ def test_what_the_disk_does_not_return_is_not_published(tmp_path: Path) -> None:
     # The next one is good, and all goes on.
     save_all(manager, {30: 0.5})
     assert names(tmp_path) == ["best_model.pt", first_name(30)]
-    assert [one["step"] for one in manager.metrics_history] == [10, 30]
+    assert manager.history_steps == [10, 30]
 
 
 @pytest.mark.parametrize(("verify", "proofs"), [(True, [20, 30, 40, 40]), (False, [])])

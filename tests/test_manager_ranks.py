@@ -115,7 +115,7 @@ def test_numbers_of_another_save_are_not_taken(tmp_path: Path, meeting: Rendezvo
     skipped = in_ranks(meeting, resume)
     assert skipped[0] == {}
     assert skipped[1] == {
-        "RNG": f"the states of rank 1 cannot be had: {tmp_path / name(10, 1)} is of another save "
+        "RNG": f"the states of rank 1 cannot be read: {tmp_path / name(10, 1)} is of another save "
         f"than {tmp_path / name(10)}"
     }
     (tmp_path / name(10, 1)).unlink()

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 import fastckpt
-from fastckpt.training.model_state import load_model_state
+from fastckpt.training.restoring import model_names
 
 
 class Block(nn.Module):
@@ -59,6 +59,11 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "distributed compiled": lambda model: DistributedDataParallel(compiled(model)),
     "partly, distributed": lambda model: DistributedDataParallel(partly_compiled(model)),
 }
+
+
+def load_model_state(model: Any, state: Any) -> None:
+    target, renamed = model_names.state_for(model, state)
+    target.load_state_dict(renamed)
 
 
 @pytest.fixture(autouse=True)

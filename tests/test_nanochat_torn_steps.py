@@ -36,10 +36,12 @@ def save_ranks(directory: Path, number: int, *ranks: int, step: int = STEP) -> N
             )
 
 
-def loaded_number(directory: Path, rank: int = 0, step: int = STEP) -> int:
+def loaded_number(
+    directory: Path, rank: int = 0, step: int = STEP, world_size: int = WORLD_SIZE
+) -> int:
     """Load one rank's view of the step, which has to be all of one save; return which."""
     model, optimizer, meta = fastckpt.load_checkpoint(
-        directory, step, "cpu", load_optimizer=True, rank=rank
+        directory, step, "cpu", load_optimizer=True, rank=rank, world_size=world_size
     )
     number: int = meta["n"]
     assert torch.equal(model["w"], torch.full((50,), float(number)))
@@ -221,7 +223,7 @@ def test_files_without_ids_are_whole_without_a_gap(tmp_path: Path) -> None:
     with pytest.raises(fastckpt.IncompleteCheckpointError, match=r"rank2\.pt is missing"):
         loaded_number(tmp_path, 0)
     shutil.copy(tmp_path / "optim_000010_rank1.pt", tmp_path / "optim_000010_rank2.pt")
-    assert loaded_number(tmp_path, 3) == 1
+    assert loaded_number(tmp_path, 3, world_size=4) == 1
     assert fastckpt.find_last_good_step(tmp_path, world_size=4) == STEP
 
 
@@ -300,7 +302,7 @@ def base(run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: Any) 
 
 
 def state_of(rank: int, step: int | None = None) -> Any:
-    return fastckpt.load_optimizer_state("base", "cpu", rank=rank, step=step)
+    return fastckpt.load_optimizer_state("base", "cpu", rank=rank, step=step, world_size=WORLD_SIZE)
 
 
 def test_a_shard_that_should_be_there_is_missed(base: Path) -> None:

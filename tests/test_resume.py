@@ -55,7 +55,12 @@ def test_a_resumed_run_is_the_same_bit_for_bit(combination: Combination, runs: P
         "global_step": STEPS,
         "best_metric": 0.25,
         "metrics": metrics,
-        "metrics_history": [{"epoch": 3, "step": STEPS, **metrics}],
+        "metrics_history": {name: [value] for name, value in metrics.items()},
+        "history_epochs": [3],
+        "history_steps": [STEPS],
+        "model_config": {"features": 8},
+        "config": resumed["resumed"]["config"],
+        "timestamp": resumed["resumed"]["timestamp"],
         "extra_state": {"position": 17},
     }
 

@@ -1,9 +1,9 @@
-"""The Rust core, as Python sees it. Private: its callers are the modules of this package.
+"""The Rust core, as Python sees it. Private: only the modules of this package call it.
 
 Every method that touches a file releases the GIL, and lets Ctrl-C through within a second.
 Failures of the operating system are raised as the builtin `OSError` subclass with `errno` and
-`filename`; what is wrong with a file as the classes of `fastckpt.errors`. `progress` is called
-in the calling thread with (bytes done, bytes in all); what it raises cancels the job.
+`filename`, and problems of a file as the classes of `fastckpt.errors`. `progress` is called
+in the calling thread with (bytes done, bytes in all); if it raises, the job is cancelled.
 """
 
 import os
@@ -17,6 +17,7 @@ from typing_extensions import Buffer
 
 __all__ = [
     "Archive",
+    "ArrayInfo",
     "Commit",
     "Comparison",
     "Copied",
@@ -53,16 +54,16 @@ __version__: str
 _Path: TypeAlias = str | os.PathLike[str]
 _Progress: TypeAlias = Callable[[int, int], None]
 
-# Of a tensor in an archive: key of the storage, offset, shape and strides in elements.
+# Where a tensor is in an archive: key of the storage, offset, shape and strides in elements.
 _Place: TypeAlias = tuple[str, int, Sequence[int], Sequence[int]]
 
 @final
 class Memory(Buffer):
-    """Private memory of the core, writable, freed when its last user lets go of it."""
+    """Private, writable memory of the core; it is freed with its last user."""
 
     def __len__(self) -> int: ...
     if sys.version_info >= (3, 12):
-        # Before, the buffer protocol has no method that Python could see.
+        # In earlier versions, the buffer protocol has no method that Python could see.
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
 @final
@@ -89,7 +90,7 @@ class StorageInfo:
         """Name in `torch`, e.g. "float32"; None for torch.UntypedStorage."""
     @property
     def numel(self) -> int:
-        """Elements, or bytes where dtype is None."""
+        """Number of elements, or of bytes if dtype is None."""
     @property
     def nbytes(self) -> int: ...
 
@@ -102,7 +103,7 @@ class TensorInfo:
         """Key of its storage; tensors with the same key share memory."""
     @property
     def location(self) -> str:
-        """Where the storage was, e.g. "cuda:0"."""
+        """Device of the storage when it was saved, e.g. "cuda:0"."""
     @property
     def storage_nbytes(self) -> int: ...
     @property
@@ -115,12 +116,12 @@ class TensorInfo:
         """In elements."""
     @property
     def storage_offset(self) -> int:
-        """First element, counted in elements from the start of the storage."""
+        """Offset of the first element in the storage, in elements."""
     @property
     def itemsize(self) -> int: ...
     @property
     def numel(self) -> int:
-        """Product of the shape; of an expanded tensor more than its storage has."""
+        """Product of the shape; for an expanded tensor, more than the storage has."""
     @property
     def nbytes(self) -> int:
         """numel times itemsize."""
@@ -130,15 +131,37 @@ class TensorInfo:
     def is_parameter(self) -> bool: ...
 
 @final
+class ArrayInfo:
+    """An array of numpy, as data.pkl describes it."""
+
+    @property
+    def dtype(self) -> str:
+        """Name in numpy, e.g. "float64"; with its code, e.g. ">f8", if its bytes stand the other way."""
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def order(self) -> str:
+        """In which order the elements stand, "C" or "F"."""
+    @property
+    def numel(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def data(self) -> bytes:
+        """The elements as they stand in the file."""
+    def item(self) -> bool | int | float | complex | None:
+        """Return the element of an array that has one; None of any other."""
+
+@final
 class Opaque:
-    """An object that is neither Python's own nor a tensor."""
+    """An object that is neither a tensor nor of a type built into Python."""
 
     @property
     def name(self) -> str:
-        """Its type, the call that makes it, or itself, e.g. "torch.bfloat16"."""
+        """Name of its type, of the call that makes it, or of the object itself, e.g. "torch.bfloat16"."""
     @property
     def parts(self) -> list[Any]:
-        """What it is made of, as far as the pickle says."""
+        """The objects that it is made of, as far as the pickle says."""
 
 @final
 class Graph:
@@ -153,54 +176,62 @@ class Graph:
     @property
     def storages(self) -> list[StorageInfo]: ...
     def dtypes(self) -> list[str]:
-        """Names of all torch.dtypes in the object, of its tensors and bare ones; each once."""
+        """Names of all torch.dtypes in the object, those of tensors and bare ones; each once."""
     def tensor_names(self) -> list[tuple[str, str]]:
         """(storage key, name) of each tensor, e.g. ("17", "transformer.h.3.mlp.c_fc.weight")."""
     def places(self, keys: set[str]) -> list[tuple[str, str, bool]]:
-        """(storage key, name, whether it is an item of a dict) wherever a tensor over these storages stands.
+        """(storage key, name, whether it is an item of a dict) for each place of a tensor over these storages.
 
-        Of more than 131,072 places the first.
+        If there are more than 131,072 places, only so many are returned.
         """
     def without(self, keys: set[str]) -> Graph:
-        """The same without the tensors over these storages: dicts lose the items, elsewhere None stands."""
+        """The same without the tensors over these storages: removed from dicts, replaced by None elsewhere."""
     def outline(self) -> Any:
-        """Build the object without torch: TensorInfo for each tensor, Opaque for what is not Python's own.
+        """Build the object without torch: TensorInfo for tensors, Opaque for types not built into Python.
 
-        A storage that is no tensor's, or that of a tensor which only torch can build, is a StorageInfo.
-        Containers may contain themselves, and one object may stand in many places.
+        An array of numpy becomes an ArrayInfo, a scalar of numpy the number that it is equal to. A storage
+        without a tensor, or of a tensor that only torch can build, becomes a StorageInfo.
+        Containers may contain themselves, and one object may be in many places.
+        """
+    def for_torch(self) -> tuple[bytes, list[Any]]:
+        """Return the pickle for torch's restricted unpickler, and the objects that it asks for in it.
+
+        Those are numpy's arrays, scalars and dtypes, and some bytes, which torch refuses: a persistent id
+        of two parts asks for the next of them, one of three parts for its second part.
         """
     def build(self, storages: Sequence[Span | UntypedStorage]) -> Any:
-        """Build the object. `storages` holds the memory of each of `self.storages`, in order.
+        """Build the object; requires that `outside` is None.
 
-        Only where `outside` is None. Tensors over a `Span` share its memory.
+        `storages` has the memory for each of `self.storages`, in order. Tensors over a `Span` share its
+        memory.
         """
 
 @type_check_only
 class LoadStager(Protocol):
-    """Moves bytes from host buffers to where the storages live."""
+    """Copies bytes from host buffers to the devices of the storages."""
 
     @property
     def buffers(self) -> Sequence[UntypedStorage]:
-        """Host buffers of one size, a multiple of 4096, each at an address that is one too."""
+        """Host buffers of one size, a multiple of 4096, each at an address that is a multiple of 4096."""
     def place(self, slot: int, slot_offset: int, index: int, offset: int, nbytes: int) -> None:
         """Start copying nbytes bytes of buffers[slot] from slot_offset on to `offset` of destination `index`."""
     def release(self, slot: int) -> None:
-        """Return when no copy out of buffers[slot] is under way any more."""
+        """Return once no copy out of buffers[slot] is running."""
 
 @type_check_only
 class SaveStager(Protocol):
-    """Moves bytes from where storages live to host buffers."""
+    """Copies bytes from the devices of the storages to host buffers."""
 
     @property
     def buffers(self) -> Sequence[UntypedStorage]:
         """Host buffers of one size."""
     @property
     def staged(self) -> Sequence[int]:
-        """Positions, among the storages to write, of those that go through the buffers."""
+        """Indices of those storages that go through the buffers."""
     def start(self, slot: int, index: int, offset: int, nbytes: int) -> None:
         """Start copying nbytes bytes of storage `index` from `offset` on to the beginning of buffers[slot]."""
     def finish(self, slot: int) -> None:
-        """Return when the bytes asked for last are in buffers[slot]."""
+        """Return once the bytes that were asked for last are in buffers[slot]."""
 
 @final
 class SaveMark:
@@ -211,7 +242,7 @@ class SaveMark:
         """Number of optimizer shards of the step."""
     @property
     def save_id(self) -> int:
-        """What the files of one save share; 0 for a file that belongs to no step."""
+        """The number that all files of one save carry; 0 for a file that does not belong to a step."""
 
 @final
 class Archive:
@@ -221,10 +252,10 @@ class Archive:
     def open(path: _Path) -> Archive: ...
     @staticmethod
     def open_fd(fd: int, name: str) -> Archive:
-        """Read a regular file that is already open; `fd` is duplicated, its position not used."""
+        """Read a regular file that is already open; `fd` is duplicated, and its position is not used."""
     @staticmethod
     def open_bytes(data: bytes, name: str) -> Archive:
-        """Read an archive that lies in memory; its records are copied out of `data`."""
+        """Read an archive in memory; its records are copied out of `data`."""
     @property
     def path(self) -> str: ...
     @property
@@ -236,10 +267,10 @@ class Archive:
         """Which records have a CRC: all, all but those under data/, or none."""
     @property
     def save_mark(self) -> SaveMark | None:
-        """Which save made the file, read and checked when asked for; None if another writer made it."""
+        """Which save made the file; read and checked on access. None if another writer made it."""
     @property
     def content_hash(self) -> str | None:
-        """Second half of the serialization id, 20 digits, read and checked when asked for."""
+        """Second half of the serialization id, 20 digits; read and checked on access."""
     def names(self) -> list[str]:
         """Records in file order, without the root folder, e.g. "data/17"."""
     def record_offset(self, name: str) -> int: ...
@@ -250,14 +281,14 @@ class Archive:
     def decode_plain_values(
         self, *, list_items_max: int, verify: bool = True, progress: _Progress | None = None
     ) -> Graph:
-        """The same, of which only what may hold plain values is left, for `Graph.outline`.
+        """The same, reduced to what may hold plain values, for `Graph.outline`.
 
-        State dicts and the state of optimizers are empty, and of a list of more than
-        `list_items_max` items there is the length: its items are None. `progress` is called with 0 and
-        0 while it is decoded; what it raises ends that.
+        State dicts and optimizer states are empty. A list of more than `list_items_max` items keeps its
+        length, but its items are None. `progress` is called with 0 and 0 during decoding; if it raises,
+        decoding stops.
         """
     def decode_pickle(self) -> Graph:
-        """Read and decode data.pkl alone, whatever has become of the other records."""
+        """Read and decode only data.pkl, whatever the state of the other records."""
     def read(
         self,
         keys: Sequence[str],
@@ -288,34 +319,34 @@ class Archive:
         threads: int | None = None,
         progress: _Progress | None = None,
     ) -> None:
-        """Check the CRC of records that nobody reads."""
+        """Check the CRC of records that are not read."""
 
 @final
 class LegacyFile:
-    """A file of torch before 1.6 that is open for reading; all but the elements has been checked.
+    """A file of torch before 1.6 that is open for reading; everything but the elements has been checked.
 
-    The sizes of the storages are those of the object's pickle, and the file has so many bytes.
+    The sizes of the storages come from the object's pickle, and the file is large enough for them.
     """
 
     @staticmethod
     def open_fd(fd: int, name: str, start: int) -> LegacyFile:
-        """Read a regular file that is open, from offset `start` on; `fd` is duplicated."""
+        """Read a regular file that is already open, from offset `start` on; `fd` is duplicated."""
     @staticmethod
     def open_bytes(data: bytes, name: str, start: int) -> LegacyFile:
-        """Read a file that lies in memory, from offset `start` on."""
+        """Read a file in memory, from offset `start` on."""
     @property
     def archive(self) -> Archive:
-        """Its storages, as the records data/<key> of an archive without checksums."""
+        """Its storages, as records data/<key> of an archive without checksums."""
     @property
     def graph(self) -> Graph:
         """What the object's pickle describes."""
     @property
     def end(self) -> int:
-        """Where the object ends in the file; what follows is not looked at."""
+        """Where the object ends in the file; the rest is not read."""
 
 @final
 class Written:
-    """What is known of an archive once it is written."""
+    """Size and hash of an archive that was written."""
 
     @property
     def nbytes(self) -> int:
@@ -330,16 +361,16 @@ class Copied:
 
     @property
     def report(self) -> FileReport:
-        """What verifying its bytes found; no records and no checksums where that was not asked for."""
+        """What verifying its bytes found; without records and checksums if it was not verified."""
     @property
     def unkept(self) -> str | None:
-        """Why it could not get the mode, the access control list or the time of the original."""
+        """Why mode, access control list or time of the original could not be copied; None if they could."""
 
 @final
 class Commit:
-    """Files that are written under temporary names and then made visible, in the order asked for.
+    """Files that are written under temporary names and then made visible, in the order given.
 
-    Leaving the context without `publish` removes what was written.
+    Leaving the context without `publish` removes them.
     """
 
     def __new__(cls, *, sync: bool = True) -> Commit: ...
@@ -352,9 +383,9 @@ class Commit:
         /,
     ) -> None: ...
     def create_directory(self, path: _Path) -> None:
-        """Create a directory and those above it, as far as they are missing, durably."""
+        """Create a directory and its missing parents, durably."""
     def require_space(self, directory: _Path, nbytes: int) -> None:
-        """Raise OSError (ENOSPC), with both figures, where fewer than nbytes bytes are free."""
+        """Raise OSError (ENOSPC), with both figures, if fewer than nbytes bytes are free."""
     def write_archive(
         self,
         path: _Path,
@@ -373,9 +404,9 @@ class Commit:
     ) -> Written:
         """Write one .pt file beside `path`, under a temporary name.
 
-        `sync` of the constructor: the file has been fsynced on return. `direct`: O_DIRECT where
-        the file system has it (None: where sync is True). `nbytes`: what the pickle says of the sizes of
-        the storages. RuntimeError where one has another size, or is changed in size or place meanwhile.
+        With `sync` (of the constructor), the file is fsynced on return. `direct` asks for O_DIRECT if the
+        file system has it [default: as `sync`]. `nbytes` are the sizes of the storages according to the
+        pickle: RuntimeError if a storage has another size, or changes its size or address meanwhile.
         """
     def write_average(
         self,
@@ -388,13 +419,13 @@ class Commit:
         threads: int | None = None,
         progress: _Progress | None = None,
     ) -> Written:
-        """Write one .pt file whose storages are averages, made while they are written; see `average`."""
+        """Write one .pt file whose storages are averages, computed while they are written; see `average`."""
     def write_bytes(self, path: _Path, data: bytes) -> None:
         """Write a small file beside `path`, under a temporary name."""
     def write_bytes_like(self, path: _Path, data: bytes, original: _Path) -> str | None:
         """The same, with mode, access control list and time of the file `original`.
 
-        Returns why they could not be kept, None if they could.
+        Returns why they could not be copied; None if they could.
         """
     def copy_file(
         self,
@@ -408,25 +439,25 @@ class Commit:
     ) -> Copied:
         """Copy the file `source` beside `path`, under a temporary name, with its mode and time.
 
-        With `verify` it is an archive, and the bytes that are written are those whose checksums
-        were compared. With any damage in the report there is nothing to publish.
+        With `verify` the source must be an archive, and the bytes that are written are those whose checksums
+        were compared. If the report has any damage, there is nothing to publish.
         """
     def keep(self, path: _Path, save_id: int) -> bool:
-        """Give the file at `path` its hidden second name of a save too; False where there is no file.
+        """Give the file at `path` a hidden second name with this save id; False if there is no file.
 
-        Where `path` is a symbolic link out of its directory, the file gets the second name beside it, and
-        the hidden name in the directory of `path` is a link to that. Without hard links the file is renamed
-        instead, and back if nothing is published.
+        If `path` is a symbolic link to another directory, the second name is beside the file there, and the
+        hidden name in the directory of `path` is a link to it. Without hard links the file is renamed
+        instead, and renamed back if nothing is published.
         """
     def link(self, path: _Path, name: str) -> bool:
-        """Give the file at `path` the name `name` too, in the place of what has it, durably and in one step.
+        """Give the file at `path` the second name `name`, replacing what has it, durably and atomically.
 
-        False where the file system has no second names.
+        False if the file system has no hard links.
         """
     def temporary_path(self, path: _Path) -> str:
-        """Where the file written for `path` lies until it is published, to be read back before.
+        """Where the file for `path` is until it is published, so that it can be read back.
 
-        Raises ValueError where none waits for this path.
+        Raises ValueError if no file was written for this path.
         """
     def publish(
         self,
@@ -437,13 +468,13 @@ class Commit:
     ) -> None:
         """Rename to `paths` in this order, then fsync the directories; what was kept is durable before.
 
-        With `replace=False` FileExistsError is raised where something has a path already. `unchanged` are
-        files with device, inode, size in bytes and time of change in nanoseconds: where one is not that any
-        more, OSError (ESTALE) is raised and nothing is renamed. Savers share a lock on each directory
-        meanwhile; one that cannot have it within five seconds goes on, and logs a warning.
+        With `replace=False`, FileExistsError if something has a path already. `unchanged` lists files with
+        device, inode, size in bytes and time of change in nanoseconds: if one of them differs, OSError
+        (ESTALE) is raised and nothing is renamed. Savers share a lock on each directory meanwhile; a saver that
+        cannot have it within five seconds continues without it, and logs a warning.
         """
     def sync_directory(self, directory: _Path) -> None:
-        """Make all that has happened in a directory durable, whoever did it."""
+        """Make all changes in a directory durable, whoever made them."""
     def discard(
         self,
         directory: _Path,
@@ -451,10 +482,10 @@ class Commit:
         *,
         after_sync: bool = True,
     ) -> None:
-        """Fsync the directory (but for `after_sync=False`), then remove hidden names (.fastckpt-*) from it.
+        """Fsync the directory (unless `after_sync=False`), then remove hidden names (.fastckpt-*) from it.
 
-        Each with the device and inode of what it stood for when it was judged: names that are gone, or
-        stand for something else, are passed over. Of a link that `keep` made, the file goes too.
+        Each name comes with the device and inode that it had when it was judged: names that are gone, or
+        belong to another file now, are skipped. For a link that `keep` made, its target is removed too.
         """
     def abort(self) -> None:
         """Remove what was not published."""
@@ -470,7 +501,7 @@ def write_archive_to(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> int:
-    """Write one archive in sequence through a Python callable that takes all it is given.
+    """Write one archive in sequence through a Python callable, which must take all bytes that it is given.
 
     `nbytes` as for `Commit.write_archive`.
 
@@ -484,7 +515,7 @@ def archive_nbytes(
     """Exact size of the file that `Commit.write_archive` would write for this path."""
 
 def arithmetic(dtype: str) -> Literal["floating", "integer", "opaque"]:
-    """What can be done with the elements of a dtype; complex ones are floating."""
+    """Return which arithmetic the elements of a dtype have; complex ones are floating."""
 
 def decode_numbers(dtype: str, data: bytes) -> list[float]:
     """Read elements as numbers, complex ones as pairs."""
@@ -503,12 +534,12 @@ def average(
     """Average tensors: each has a dtype and, in each archive, a place. The results are contiguous.
 
     Floating elements are summed in float64, divided by the sum of the weights and rounded once; all others
-    are those of the last archive. Every record that is read is compared with its CRC.
+    are taken from the last archive. Every record that is read is compared with its CRC.
     """
 
 @final
 class PlainFile:
-    """A file of another format, of which the caller knows what lies where."""
+    """A file of another format; the caller knows where things are in it."""
 
     @staticmethod
     def open(path: _Path) -> PlainFile: ...
@@ -518,33 +549,33 @@ class PlainFile:
 
 @final
 class Comparison:
-    """What comparing two tensors gave; the figures are those of elements that are finite in both."""
+    """The result of comparing two tensors; the figures cover elements that are finite in both."""
 
     @property
     def differing(self) -> int:
-        """Elements whose bytes differ; of two dtypes, whose numbers do."""
+        """Number of elements whose bytes differ; for two dtypes, whose numbers differ."""
     @property
     def non_finite(self) -> int:
-        """Those of them that are infinite or NaN in one at least."""
+        """How many of those are infinite or NaN in at least one tensor."""
     @property
     def finite(self) -> int:
-        """Elements that are finite in both; 0 where nothing was read."""
+        """Number of elements that are finite in both; 0 if nothing was read."""
     @property
     def max_abs(self) -> float: ...
     @property
     def sum_abs(self) -> float: ...
     @property
     def sum_squares(self) -> float:
-        """Of the changes."""
+        """Sum of the squared differences."""
     @property
     def reference_squares(self) -> float:
-        """Of the elements of the first tensor."""
+        """Sum of the squared elements of the first tensor."""
     @property
     def was_read(self) -> bool:
-        """Whether the elements were read: not where both records have the same size and CRC."""
+        """Whether the elements were read: they are not if both records have the same size and CRC."""
     @property
     def was_checked(self) -> tuple[bool, bool]:
-        """Whether the bytes of each were compared with a CRC, or were not read."""
+        """For each, whether its bytes were compared with a CRC, or were not read."""
 
 def compare_tensors(
     a: Archive | PlainFile,
@@ -556,18 +587,19 @@ def compare_tensors(
 ) -> list[Comparison]:
     """Compare tensors of one size: (dtype in a, dtype in b, elements, place in a, place in b).
 
-    The place in a plain file is its first byte. Two different dtypes are numbers both, see `arithmetic`.
+    The place in a plain file is the offset of its first byte. Two different dtypes must both be numbers, see
+    `arithmetic`.
     """
 
 def is_local(directory: _Path) -> bool:
-    """Say whether only this machine reaches the file system of a directory: then its locks and file numbers tell."""
+    """Whether only this machine reaches a directory's file system, so that its locks and file numbers count."""
 
 def remove_stale(directory: _Path, *, dry_run: bool = False) -> list[str]:
-    """Remove the temporary files of dead processes; return their names. With dry_run only name them.
+    """Remove the temporary files of dead processes, and return their names. With dry_run, only name them.
 
-    A file whose owner runs on this machine is never taken. On a file system that several machines
-    share, the owner may run on another one, whose locks are not always seen here: that nobody saves
-    there is for the caller to know. (A save removes such files by itself only on local disks.)
+    A file whose owner runs on this machine is never removed. On a file system that several machines
+    share, the owner may run on another one, whose locks are not always seen here: the caller must know
+    that no process saves there. (A save removes these files by itself only on local disks.)
     """
 
 @final
@@ -585,10 +617,10 @@ class Damage:
     def nbytes(self) -> int: ...
     @property
     def expected(self) -> int | None:
-        """CRC-32 that is stored, for a record."""
+        """For a record: the CRC-32 that is stored."""
     @property
     def found(self) -> int | None:
-        """CRC-32 of what is there, for a record."""
+        """For a record: the CRC-32 of its bytes."""
     @property
     def detail(self) -> str:
         """What is wrong, in words."""
@@ -605,7 +637,7 @@ class FileReport:
     def checksums(self) -> Literal["all", "metadata", "none"]: ...
     @property
     def headers_covered(self) -> bool:
-        """Whether the bytes between the records were checked too: only in torch's own framing."""
+        """Whether the bytes between the records were checked too; possible only in torch's own framing."""
     @property
     def damages(self) -> list[Damage]: ...
 
@@ -618,16 +650,16 @@ def verify_file(
 ) -> FileReport:
     """Read every byte of a .pt file and compare; with `quick` only the structure. Needs no torch.
 
-    Raises OSError where the file cannot be read; what is wrong with its bytes is in the report.
+    Raises OSError if the file cannot be read; problems of its bytes are in the report.
     """
 
 @final
 class Lost:
-    """A record that cannot be had."""
+    """A record that could not be salvaged."""
 
     @property
     def record(self) -> str:
-        """Its name; empty where that is lost too."""
+        """Its name; empty if the name is lost too."""
     @property
     def offset(self) -> int:
         """Where it begins in the file."""
@@ -635,16 +667,16 @@ class Lost:
     def nbytes(self) -> int | None: ...
     @property
     def expected(self) -> int | None:
-        """CRC-32 that the file states."""
+        """The CRC-32 that is stored."""
     @property
     def found(self) -> int | None:
-        """CRC-32 of what is there."""
+        """The CRC-32 of its bytes."""
     @property
     def reason(self) -> str: ...
 
 @final
 class Salvaged:
-    """The good records of a damaged file, and what is known of the others."""
+    """The good records of a damaged file, and what is known about the others."""
 
     @property
     def archive(self) -> Archive:
@@ -654,12 +686,12 @@ class Salvaged:
         """In file order."""
     @property
     def is_complete(self) -> bool:
-        """Whether the file itself shows that no record is missing without a trace."""
+        """Whether the file itself shows that every missing record is listed in `lost`."""
 
 def salvage(
     path: _Path, *, threads: int | None = None, progress: _Progress | None = None
 ) -> Salvaged:
-    """Find the records of a damaged file whose bytes have a CRC that the file states for them.
+    """Find the records of a damaged file whose bytes match a CRC that the file states for them.
 
-    Raises OSError where the file cannot be read; a file without a single record is no error.
+    Raises OSError if the file cannot be read. A file without any good record is not an error.
     """

@@ -207,8 +207,13 @@ def _look_at_rank(
 ) -> Iterator[str]:
     """Load with the shard of a rank: all of one save, or an error that names what is not."""
     has_shard = whole is not None and _has_shard(choice, saves, whole, rank)
+    shards = 0 if whole is None else _count_shards(choice, saves, whole)
+    if shards > 1:
+        yield from _look_alone(directory, shards)
     try:
-        found = fastckpt.load_checkpoint(directory, STEP, "cpu", load_optimizer=True, rank=rank)
+        found = fastckpt.load_checkpoint(
+            directory, STEP, "cpu", load_optimizer=True, rank=rank, world_size=shards or None
+        )
     except (fastckpt.CheckpointError, FileNotFoundError) as error:
         if has_shard:
             yield f"rank {rank} is refused: {error}"
@@ -225,6 +230,24 @@ def _look_at_rank(
         yield f"rank {rank} has parts of several saves: {found}"
     if choice[Save.model] != model["save"] or choice[Save.shard(rank)] != optimizer["save"]:
         yield f"rank {rank} has what is not there: {found}"
+
+
+def _look_alone(directory: Path, shards: int) -> Iterator[str]:
+    """Load the part of one rank as if it were all: refused, and not as if anything were damaged."""
+    try:
+        found = fastckpt.load_checkpoint(directory, STEP, "cpu", load_optimizer=True)
+    except ValueError as error:
+        if f"world_size={shards}" not in str(error):
+            yield f"a refusal that does not name the number of shards, {shards}: {error}"
+    else:
+        yield f"one of {shards} shards is loaded as if it were all: {found}"
+
+
+def _count_shards(choice: Choice, saves: Mapping[str, Save], whole: str) -> int:
+    if saves[whole].has_id:
+        return saves[whole].world_size
+    shards = {rank: choice.get(Save.shard(rank)) for rank in range(_RANKS)}
+    return max(_shards_without_id(shards, saves), default=-1) + 1
 
 
 def _has_shard(choice: Choice, saves: Mapping[str, Save], whole: str, rank: int) -> bool:

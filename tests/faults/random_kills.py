@@ -95,7 +95,9 @@ class StepSaver(Saver):
     def judge(self, directory: Path, acknowledged: int) -> int:
         good = fastckpt.find_last_good_step(directory)
         loaded = [
-            fastckpt.load_checkpoint(directory, good, "cpu", load_optimizer=True, rank=rank)
+            fastckpt.load_checkpoint(
+                directory, good, "cpu", load_optimizer=True, rank=rank, world_size=_RANKS
+            )
             for rank in range(_RANKS)
         ]
         number = int(loaded[0][2]["number"])
@@ -114,13 +116,15 @@ class StepSaver(Saver):
             for path in directory.glob(f"*_{step:06d}*"):
                 path.unlink()
         for step in earlier[-1:]:
-            found = fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True)
+            found = fastckpt.load_checkpoint(
+                directory, step, "cpu", load_optimizer=True, world_size=_RANKS
+            )
             workloads.assert_step(found, 3 * (step // 10) + 2, 0)
 
     @staticmethod
     def _judge_pick(directory: Path, good: int) -> None:
         step = fastckpt.find_last_step(directory)
-        refusal = workloads.refusal_to_load(directory, step, rank=0)
+        refusal = workloads.refusal_to_load(directory, step, rank=0, ranks=_RANKS)
         if refusal is None:
             assert step == good, f"step {step} loads, and {good} is called good"
         else:

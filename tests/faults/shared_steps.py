@@ -79,7 +79,12 @@ def _read_steps(run: Path, done: Path, whole: Path, ranks: random.Random | None)
         rank = 0 if ranks is None else ranks.randrange(RANKS)
         try:
             model, shard, meta = fastckpt.load_checkpoint(
-                run, STEP, "cpu", load_optimizer=ranks is not None, rank=rank
+                run,
+                STEP,
+                "cpu",
+                load_optimizer=ranks is not None,
+                rank=rank,
+                world_size=RANKS,
             )
         except FileNotFoundError:
             if was_whole:

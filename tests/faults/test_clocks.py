@@ -51,7 +51,9 @@ def save_ranks(directory: Path, step: int, number: int, save_id: int, *ranks: in
 
 def assert_loads(directory: Path, step: int, number: int) -> None:
     for rank in (0, 1):
-        found = fastckpt.load_checkpoint(directory, step, "cpu", load_optimizer=True, rank=rank)
+        found = fastckpt.load_checkpoint(
+            directory, step, "cpu", load_optimizer=True, rank=rank, world_size=2
+        )
         assert_same(found[0], state(number))
         assert_same(found[1], state(number))
         assert found[2] == {"step": step, "n": number}

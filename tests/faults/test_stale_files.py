@@ -353,10 +353,14 @@ def test_second_names_go_when_the_save_that_needs_them_not_is_whole(
     assert {f".fastckpt-{1:014d}-{part}.kept" for part in parts[: 1 if first else 3]} <= hidden
     assert fastckpt.find_last_step(tmp_path) == fastckpt.find_last_good_step(tmp_path) == 20
     for rank in (0, 1):
-        found = fastckpt.load_checkpoint(tmp_path, 20, "cpu", load_optimizer=True, rank=rank)
+        found = fastckpt.load_checkpoint(
+            tmp_path, 20, "cpu", load_optimizer=True, rank=rank, world_size=2
+        )
         assert_same(found[1], STATE)
     save_rank(tmp_path, 2, NEW, 1 - first)
     assert sorted(os.listdir(tmp_path)) == names
     for rank in (0, 1):
-        found = fastckpt.load_checkpoint(tmp_path, 20, "cpu", load_optimizer=True, rank=rank)
+        found = fastckpt.load_checkpoint(
+            tmp_path, 20, "cpu", load_optimizer=True, rank=rank, world_size=2
+        )
         assert_same(found[1], NEW)

@@ -8,6 +8,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -111,13 +112,13 @@ class LoadJob:
     def _unpickle(self, graph: Graph | None, *, swap: bool) -> Any:
         """Read what the pickle may ask for, then let torch's or Python's unpickler build it."""
         unpickle = unpickle_restricted if self.weights_only else unpickle_unrestricted
-        # The bytes that the decoder has walked: the file may be another one by now.
-        data = self._pickle() if graph is None else graph.pickle
         path = self.archive.path
-        table_of = StorageTable if self.legacy is None else LegacyStorageTable
+        data, objects = self._pickle_for(graph)
+        table_type = StorageTable if self.legacy is None else LegacyStorageTable
+        table_of = partial(table_type, path, objects=objects)
         frames = fetch_frames(self.archive, self.map_location, is_legacy=self.legacy is not None)
         if frames is not None:
-            return unpickle(data, table_of(path, frames), path, self.map_location)
+            return unpickle(data, table_of(frames), path, self.map_location)
         if graph is None:
             keys = [name.removeprefix(_DATA) for name in self._data_names()]
             unread = []
@@ -128,10 +129,14 @@ class LoadJob:
         spans = dict(zip(keys, self._read(keys, parts.of(0)), strict=True))
         self._check(unread, parts.of(1))
         storages = HostStorages(path, spans, restore_location(self.map_location), swap=swap)
-        return unpickle(data, table_of(path, storages.fetch), path, self.map_location)
+        return unpickle(data, table_of(storages.fetch), path, self.map_location)
 
-    def _pickle(self) -> bytes:
-        return self.archive.read_record("data.pkl", verify=self.verify)
+    def _pickle_for(self, graph: Graph | None) -> tuple[bytes, list[Any]]:
+        """Return what the unpickler gets, and the objects that it gets from the decoder."""
+        if graph is None:
+            return self.archive.read_record("data.pkl", verify=self.verify), []
+        # The bytes that the decoder has walked: the file may be another one by now.
+        return graph.for_torch() if self.weights_only else (graph.pickle, [])
 
     def _read(self, keys: list[str], progress: Callable[[int, int], None] | None) -> list[Span]:
         if not keys:

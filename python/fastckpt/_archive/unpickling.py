@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from .placement import MapLocation, Restore
 
 # How strings that Python 2 has pickled are decoded; torch.load's default.
 _ENCODING = "utf-8"
+_OF_NUMPY = "Of numpy, arrays, scalars and dtypes of numbers and bools are taken.\n"
 # See https://github.com/pytorch/pytorch/pull/51633: the module has moved.
 _MOVED_MODULES = {"torch.tensor": "torch._tensor"}
 
@@ -56,18 +57,34 @@ class StorageTable:
     Args:
         path: The file, for messages.
         fetch: Makes the storage for a request.
+        objects: What `Graph.for_torch` has made for the pickle, which asks for it in this order.
     """
 
     #: What the pickle is called in messages.
     pickle = "data.pkl"
 
-    def __init__(self, path: str, fetch: Callable[[StorageRequest], Any]) -> None:
+    def __init__(
+        self, path: str, fetch: Callable[[StorageRequest], Any], *, objects: Iterable[Any] = ()
+    ) -> None:
         self._path = path
         self._fetch = fetch
+        self._objects = iter(objects)
         self._loaded: dict[str, torch.storage.TypedStorage] = {}
         # Whether making a storage has failed: then the error is not the unpickler's. A flag,
         # since keeping the error itself would be a reference cycle through its traceback.
         self.failed = False
+
+    def load_any(self, pid: object) -> Any:
+        """Return the storage for a persistent id, or what else `Graph.for_torch` asks for by one.
+
+        Ids of two and three parts are never the file's own: the decoder has refused those.
+        """
+        match pid:
+            case ("storage", _):
+                return next(self._objects)
+            case ("storage", made, _):
+                return made
+        return self.load(pid)
 
     def load(self, pid: object) -> torch.storage.TypedStorage:
         """Return the storage for a persistent id (the unpickler's `persistent_load`)."""
@@ -96,8 +113,10 @@ class LegacyStorageTable(StorageTable):
 
     pickle = "its pickle"
 
-    def __init__(self, path: str, fetch: Callable[[StorageRequest], Any]) -> None:
-        super().__init__(path, fetch)
+    def __init__(
+        self, path: str, fetch: Callable[[StorageRequest], Any], *, objects: Iterable[Any] = ()
+    ) -> None:
+        super().__init__(path, fetch, objects=objects)
         self._views: dict[str, torch.storage.TypedStorage] = {}
 
     def load(self, pid: object) -> torch.storage.TypedStorage:
@@ -215,7 +234,7 @@ def unpickle_restricted(
         FormatError: An object cannot be built from what the file says.
     """
     unpickler = RestrictedUnpickler(io.BytesIO(data), encoding=_ENCODING)
-    unpickler.persistent_load = table.load  # type: ignore[method-assign]
+    unpickler.persistent_load = table.load_any  # type: ignore[method-assign]
     with _rebuilding(map_location):
         try:
             result = unpickler.load()
@@ -346,8 +365,9 @@ def _text(value: object) -> object:
 
 def refusal(path: str, reason: str) -> str:
     """Say why weights_only=True does not take a file, and what can be done, in torch's words."""
+    numbers = _OF_NUMPY if "numpy" in reason else ""
     return (
-        f"{path}: Weights only load failed. {reason.removeprefix(f'{path}: ')}\n"
+        f"{path}: Weights only load failed. {reason.removeprefix(f'{path}: ')}\n{numbers}"
         "If you trust the source of the file, fastckpt.load(..., weights_only=False) loads it; "
         "doing so can execute any code that the file holds. The documentation of torch.load "
         "lists the types that weights_only=True accepts: "

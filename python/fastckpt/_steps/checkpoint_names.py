@@ -19,12 +19,12 @@ _NAME = re.compile(
 
 @dataclass(frozen=True, order=True)
 class CheckpointName:
-    """What a file name says. In order of steps, then of epochs.
+    """What a file name says; sorts by step, then by epoch.
 
     Attributes:
-        step: Optimizer steps that were done.
+        step: How many optimizer steps were done.
         epoch: The epoch.
-        rank: Of the file of another rank; 0 for the checkpoint itself.
+        rank: Which rank the file is of; 0 for the checkpoint itself.
     """
 
     step: int
@@ -37,7 +37,7 @@ class CheckpointName:
 
 
 def parse_checkpoint_name(name: str) -> CheckpointName | None:
-    """Return what a file name says; None if it is none of a manager's."""
+    """Return what a file name says; None if a manager does not name files so."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -45,5 +45,5 @@ def parse_checkpoint_name(name: str) -> CheckpointName | None:
 
 
 def step_name(step: int, epoch: int | None) -> str:
-    """Return what a checkpoint is called in messages; one of nanochat's has no epoch."""
+    """Return what a checkpoint is called in messages; a nanochat step has no epoch."""
     return f"step {step}" if epoch is None else f"epoch {epoch}, step {step}"

@@ -1,4 +1,4 @@
-"""Make files durable that somebody else has written, before anything is done on their account. Imports no torch."""
+"""Make files durable that another program may have written, before anything is deleted for them. No torch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .removal import sync_directory
 def make_durable(paths: Iterable[str]) -> None:
     """Flush files, and the names that they have, to the disk.
 
-    What was read whole may be whole in memory only: cp and torch.save sync nothing, and a save that was
-    killed may not have come to sync the directory.
+    What was read whole may be whole in memory only: cp and torch.save do not sync, and a save that was
+    killed may not have synced the directory.
 
     Raises:
-        OSError: One of them could not be flushed; whether it is on the disk is not known then.
+        OSError: A file could not be flushed. It may not be on the disk.
     """
     directories: set[str] = set()
     for path in paths:
         _sync_file(path)
-        # Where a link leads to another directory, the file has its name there.
+        # If the path is a link to another directory, the file has its name there.
         directories |= {os.path.dirname(path), os.path.dirname(os.path.realpath(path))}
     for directory in sorted(directories):
         sync_directory(directory)

@@ -1,4 +1,4 @@
-"""Which files nobody will ever complete to a checkpoint: one rule for steps and for files of ranks. No torch."""
+"""Which files no rank will complete to a checkpoint: one rule for steps and for files of ranks. No torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Collection, Iterable
 from fastckpt import _native
 from fastckpt._contents.identity import standing
 
-# The names that the core gives to temporary files; others of the kind are somebody else's.
+# The names that the core gives to temporary files; similar ones belong to other programs.
 _TEMPORARY = re.compile(r"\.fastckpt-[0-9]+-[0-9]+\.tmp", re.ASCII)
 
 
 def is_left_behind(changed_ns: int, later_ns: Collection[int]) -> bool:
-    """Whether every rank has gone past files that are no whole checkpoint.
+    """Whether every rank has gone past files that are not a whole checkpoint.
 
-    So it is where a checkpoint of a later step is whole and none of the files is newer than that one.
-    Steps alone do not tell: a run that was started again from an early step writes steps below those of
-    the first run. While `divide_temporaries` has some, somebody may still be writing nonetheless.
+    They have if a checkpoint of a later step is whole and no file is newer than that one. Steps alone
+    do not tell: a run that was started again from an early step writes steps below those of the first
+    run. While `divide_temporaries` finds temporary files of running saves, files may still be written.
 
     Args:
         changed_ns: When the last of the files was written, in nanoseconds.
@@ -33,7 +33,7 @@ def newest_change(paths: Iterable[str]) -> int:
 
 
 def divide_temporaries(directory: str, names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Divide the temporary files among these names by their locks: of saves that run, and of dead ones.
+    """Divide the temporary files among these names by their locks: those of running saves, and of dead ones.
 
     Raises:
         OSError: The directory cannot be listed.

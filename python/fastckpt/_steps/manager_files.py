@@ -1,7 +1,7 @@
-"""The files of a CheckpointManager's directory: which checkpoints there are, by name. Imports no torch.
+"""The checkpoints in the directory of a CheckpointManager, by name. Imports no torch.
 
-`checkpoint_epoch0003_step00001200.pt`, beside it the random numbers of the other ranks in
-`checkpoint_epoch0003_step00001200_rank1.pt`, and `best_model.pt`, a second name of the best one (or a copy).
+A checkpoint is `checkpoint_epoch0003_step00001200.pt`. Beside it are the RNG states of the other ranks,
+`checkpoint_epoch0003_step00001200_rank1.pt`, and `best_model.pt`, a second name (or a copy) of the best one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 
 @dataclass
 class ManagerFiles:
-    """Names of the files of one checkpoint that are there.
+    """The file names of one checkpoint.
 
     Attributes:
         step: The step in the name.
         epoch: The epoch in the name.
-        name: The checkpoint; None where only files of ranks are left.
+        name: The checkpoint; None if only files of ranks are left.
         ranks: The files of the other ranks, by rank.
     """
 
@@ -30,27 +30,27 @@ class ManagerFiles:
     ranks: dict[int, str] = field(default_factory=dict)
 
     def rank_names(self) -> list[str]:
-        """Names of the other ranks' files, by rank."""
+        """Return the names of the other ranks' files, by rank."""
         return [self.ranks[rank] for rank in sorted(self.ranks)]
 
     def names(self) -> list[str]:
-        """All names, the checkpoint first."""
+        """Return all names, the checkpoint first."""
         return [*([] if self.name is None else [self.name]), *self.rank_names()]
 
 
 def part_of_checkpoint(step: int, epoch: int) -> str:
-    """Return what the names of a checkpoint, and of its ranks' files, have in them."""
+    """Return what the names of a checkpoint and of its ranks' files have in common."""
     return str(CheckpointName(step, epoch)).removesuffix(".pt")
 
 
 def is_of_checkpoint(name: str, step: int, epoch: int) -> bool:
-    """Whether a name is that of a checkpoint, or of a file of one of its ranks."""
+    """Whether a name belongs to a checkpoint, or to a file of one of its ranks."""
     parsed = parse_checkpoint_name(name)
     return parsed is not None and (parsed.step, parsed.epoch) == (step, epoch)
 
 
 def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
-    """List the checkpoints of one directory by step and epoch, and the name of the best, if it is there.
+    """List the checkpoints of one directory by step and epoch, and the name of the best one if it is there.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -65,7 +65,7 @@ def survey_manager(directory: str) -> tuple[list[ManagerFiles], str | None]:
 
 
 def group_by_checkpoint(names: Iterable[str]) -> list[ManagerFiles]:
-    """Return the checkpoints that these names are of, by step and epoch; other names are left out."""
+    """Group names by checkpoint, in order of step and epoch; other names are left out."""
     found: dict[tuple[int, int], ManagerFiles] = {}
     for name in names:
         parsed = parse_checkpoint_name(name)

@@ -1,7 +1,7 @@
 """The manifest of a step: what rank 0 has saved, and how many shards belong to it.
 
 `manifest_{step:06d}.json` ties the meta, which has no room for a save id, to the archives, which
-carry theirs. A step without a manifest (a copy that left it out, or nanochat's own save) loads and
+carry one. A step without a manifest (a copy that left it out, or a save by nanochat itself) loads and
 verifies all the same. Imports neither torch nor the native core.
 """
 
@@ -19,9 +19,9 @@ from fastckpt.errors import FormatError
 
 FORMAT_VERSION = 1
 
-# Two archives and a handful of numbers. The cap keeps a hostile file from filling the memory.
+# Two archives and a few numbers. The cap keeps a hostile file from filling the memory.
 _NBYTES_MAX = 1 << 16
-# Bounds of what a manifest may say: steps as the file names allow, sizes as the kernel does.
+# Bounds for what a manifest may say: steps as in file names, sizes as in the kernel.
 _FORMAT_VERSION_MAX = 10**6
 _STEP_MAX = 10**18 - 1
 _NBYTES_OF_FILE_MAX = 2**63 - 1
@@ -51,7 +51,7 @@ class ManifestFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What belongs to one save of one step.
+    """Which files belong to one save of one step.
 
     Attributes:
         save_id: The number that all archives of this save carry, below 10^14.
@@ -97,7 +97,7 @@ def decode_manifest(data: bytes, path: str) -> Manifest:
     Only the very bytes that `Manifest.encode` writes are accepted, so no changed byte goes unseen.
 
     Raises:
-        FormatError: It is none, is damaged, or has a format version that is not known here.
+        FormatError: The bytes are not a manifest, are damaged, or have an unknown format version.
     """
     try:
         return _parse(data)
@@ -129,7 +129,7 @@ def _parse(data: bytes) -> Manifest:
         raise ValueError(f"format version {version} is unknown")
     files = fields.take("files")
     if not isinstance(files, list) or len(files) > _FILES_MAX:
-        raise ValueError("its list of files is none")
+        raise ValueError("'files' is not a list of files")
     manifest = Manifest(
         save_id=int(fields.text("save_id", _SAVE_ID)),
         step=fields.integer("step", _STEP_MAX),
@@ -145,7 +145,7 @@ def _parse(data: bytes) -> Manifest:
 def _parse_file(fields: _Fields) -> ManifestFile:
     name = fields.take("name")
     if not isinstance(name, str) or not name or "/" in name or "\0" in name:
-        raise ValueError("the name of a file is none")
+        raise ValueError("the 'name' of a file is not a file name")
     return ManifestFile(
         name=name,
         nbytes=fields.integer("nbytes", _NBYTES_OF_FILE_MAX),
@@ -170,13 +170,13 @@ class _Fields:
     def integer(self, name: str, most: int) -> int:
         value = self.take(name)
         if type(value) is not int or not 0 <= value <= most:
-            raise ValueError(f"{name!r} is no whole number from 0 to {most}")
+            raise ValueError(f"{name!r} holds no whole number from 0 to {most}")
         return value
 
     def text(self, name: str, pattern: re.Pattern[str]) -> str:
         value = self.take(name)
         if not isinstance(value, str) or not pattern.fullmatch(value):
-            raise ValueError(f"{name!r} is not of the form that it has to be")
+            raise ValueError(f"{name!r} does not have the expected form")
         return value
 
 

@@ -1,4 +1,4 @@
-"""The files of a step, opened, and which save each of them is of. Imports no torch."""
+"""The files of a step, opened, and which save each one belongs to. Imports no torch."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class OpenedFiles:
         return self._metas[name]
 
     def state(self) -> object:
-        """Return what was seen, to be compared with what is seen later."""
+        """Return what was seen, for comparison with a later look."""
         marks = {name: (part.save_id, part.content_hash) for name, part in self._parts.items()}
         manifests = {name: manifest.save_id for name, manifest in self._manifests.items()}
         return self._files, marks, manifests, dict(self._metas)
 
     def save_id_of(self, name: str) -> int:
-        """Return which save a visible file is of; NO_SAVE_ID where nothing says."""
+        """Return which save a visible file belongs to; NO_SAVE_ID if nothing says."""
         named = parse_name(name)
         if named is None or named.role in {"model", "optimizer"}:
             return self.part(name).save_id
@@ -69,47 +69,52 @@ class OpenedFiles:
         # Between two renames of a save, the manifest is the new one and the meta still the old.
         manifests = [kept.manifest for kept in self._files.kept.values()]
         for manifest in (self._files.manifest, *filter(None, manifests)):
-            # Another rank may have removed what was kept.
+            # Another rank may have removed the kept file.
             with suppress(FileNotFoundError):
                 if self.manifest(manifest).describes_meta(meta):
                     return self.manifest(manifest).save_id
         return NO_SAVE_ID
 
     def find_model(self, save_id: int) -> str | None:
-        """Return the model of a save, under its own name or the one it was kept under."""
+        """Return the name of a save's model: its own name, or the one under which it was kept."""
         return self._find(save_id, lambda files: files.model)
 
     def ranks(self, save_id: int) -> set[int]:
-        """Return the ranks of which there is a shard that may be of a save."""
+        """Return the ranks that have a shard which may belong to a save."""
         kept = self._files.kept.get(save_id)
         return {*self._files.shards, *({} if kept is None else kept.shards)}
 
     def find_shard(self, save_id: int, rank: int) -> str | None:
-        """Return the shard of a rank of a save, as `find_model` does the model."""
+        """Return the name of a rank's shard of a save, as `find_model` does for the model."""
         return self._find(save_id, lambda files: files.shards.get(rank))
 
     def shard_of(self, save_id: int, model: Part, rank: int) -> str | None:
-        """Return the shard of a rank: of this save, or without an id where the save counts none."""
+        """Return the name of a rank's shard: of this save, or without an id beyond those that it counts."""
         if save_id == NO_SAVE_ID:
             return self.shards_without_id().get(rank)
         name = self.find_shard(save_id, rank)
         if name is None and rank >= model.shards:
-            # Without a process group, ranks above 0 do not know of the save that they belong to.
+            # Without a process group, ranks above 0 do not know the id of their save.
             return self.find_shard(NO_SAVE_ID, rank)
         return name
 
     def shards_without_id(self) -> dict[int, str]:
-        """Return the shards of a step whose model carries no save id."""
+        """Return the names of the shards of a step whose model carries no save id, by rank."""
         ranks = sorted(self.ranks(NO_SAVE_ID))
         found = {rank: self.find_shard(NO_SAVE_ID, rank) for rank in ranks}
         shards = {rank: name for rank, name in found.items() if name is not None}
         if shards or len({*map(self._save_id, self._files.shards.values())}) != 1:
             return shards
-        # The model alone was saved again, by torch.save: the shards are still those of one save.
+        # Only the model was saved again, by torch.save: the shards still belong to one save.
         return dict(self._files.shards)
 
+    def is_unmarked_shard(self, rank: int) -> bool:
+        """Whether a rank has a visible shard that does not say to which save it belongs."""
+        name = self._files.shards.get(rank)
+        return name is not None and self._save_id(name) == NO_SAVE_ID
+
     def find_manifest(self, save_id: int) -> str | None:
-        """Return the manifest of a save, None also where nothing says which save it is of."""
+        """Return the name of a save's manifest; None also if nothing says to which save it belongs."""
         if save_id == NO_SAVE_ID:
             return None
         kept = self._kept(save_id, lambda files: files.manifest)
@@ -121,7 +126,7 @@ class OpenedFiles:
         return None
 
     def find_meta(self, save_id: int) -> tuple[str, bytes] | None:
-        """Return name and contents of the meta of a save."""
+        """Return name and contents of a save's meta."""
         manifest = self.find_manifest(save_id)
         kept = self._kept(save_id, lambda files: files.meta)
         for name in (kept, self._files.meta):
@@ -133,7 +138,7 @@ class OpenedFiles:
         return None
 
     def keeps_meta(self, save_id: int) -> bool:
-        """Whether the meta of a save was kept under another name."""
+        """Whether a save's meta was kept under another name."""
         return self._kept(save_id, lambda files: files.meta) is not None
 
     def _is_held(self, name: str) -> bool:
@@ -141,7 +146,7 @@ class OpenedFiles:
         return named is not None and (named.role == "model" or named.rank == self._hold)
 
     def _find(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:
-        """Return the archive of a save, under its own name or the one it was kept under."""
+        """Return an archive of a save: its own name, or the one under which it was kept."""
         name = pick(self._files)
         if name is not None and self._save_id(name) == save_id:
             return name
@@ -151,7 +156,7 @@ class OpenedFiles:
         try:
             return self.part(name).save_id
         except FileNotFoundError:
-            # A link to a file that a save has moved aside, where there are no hard links; or gone since.
+            # A link to a file that a save has moved aside (without hard links), or a file that is gone since.
             return None
 
     def _kept(self, save_id: int, pick: Callable[[StepFiles], str | None]) -> str | None:

@@ -1,4 +1,4 @@
-"""The archives of a step, each with what it says of the save that wrote it."""
+"""The archives of a step, each with its mark: the save that wrote it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastckpt.errors import TorchScriptError
 
 from .survey import own_name
 
-#: Of archives that carry no save id.
+#: The save id of archives that carry none.
 NO_SAVE_ID = 0
 
 
@@ -21,12 +21,12 @@ class Part:
 
     Attributes:
         path: Where it was when it was opened.
-        archive: Open, so that what is read later is of the same save; None for a format without
-            records (before torch 1.6, TorchScript), and where it was closed again.
-        save_id: Which save wrote it, NO_SAVE_ID if it does not say.
+        archive: The open archive, so that what is read later is of the same save. None for a format without
+            records (before torch 1.6, TorchScript), and if it was closed again.
+        save_id: Which save wrote it; NO_SAVE_ID if it does not say.
         shards: Number of optimizer shards in its step; 0 if it does not say.
         nbytes: Its size in bytes.
-        content_hash: Hash over the CRCs of its records; None if it has none.
+        content_hash: Hash over the CRCs of its records; None if it carries no hash.
     """
 
     path: str
@@ -38,7 +38,7 @@ class Part:
 
     @property
     def own_name(self) -> str:
-        """The name under which it was saved, whether it has been kept under another since or not."""
+        """The name under which it was saved, even if it is kept under another one now."""
         return own_name(os.path.basename(self.path))
 
     def closed(self) -> Part:

@@ -1,4 +1,4 @@
-"""What keeps a save of a step from being whole, in words. Imports no torch."""
+"""Why a save of a step is not whole, in words. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Problem:
 
     Attributes:
         name: The file.
-        missing: Whether it is not there at all; else it is of another save.
-        message: The whole sentence, with its path.
+        missing: Whether the file is not there; otherwise it belongs to another save.
+        message: The whole sentence, with the path.
     """
 
     name: str
@@ -55,25 +55,34 @@ class Wording:
         return IncompleteCheckpointError(message, path=path)
 
     def changed_meta(self, manifest: str) -> ChecksumError:
-        """Return the error for a meta that is not the one in its manifest."""
+        """Return the error for a meta that its manifest does not describe."""
         path = self._path(StepName("meta", self._files.step))
         return ChecksumError(
-            f"{path} is not the file that was saved: its SHA-256 is not the one in {manifest} (to "
-            "load it because you have changed it yourself, delete the manifest)",
+            f"{path} is not the file that was saved: its SHA-256 is not the one in {manifest} (if you "
+            "changed it yourself, delete the manifest to load it)",
             path=path,
         )
 
-    def problem(self, named: StepName, shards: int = 0) -> Problem:
-        """Say of a file that the save does not have it; `shards` is how many it counts."""
+    def problem(self, named: StepName, shards: int = 0, *, is_unmarked: bool = False) -> Problem:
+        """Say of a file that the save does not have it.
+
+        Args:
+            named: The file.
+            shards: How many shards the save counts.
+            is_unmarked: Whether the file carries no save id, and the save does.
+        """
         path, step = self._path(named), self._files.step
         visible = str(named) in self._files.names()
         if visible and named.role == "optimizer" and (named.rank or 0) >= shards:
             message = f"{path} is left from another save: step {step} {_counted(shards)}"
         elif visible:
-            message = (
-                f"{path} is not of the save that {self._path(StepName('model', step))} is of: "
-                f"step {step} was being saved again when it was interrupted"
+            cause = (
+                f"it carries no save id (it was saved without a process group, or by torch.save), so step "
+                f"{step} is incomplete"
+                if is_unmarked
+                else f"step {step} was being saved again when it was interrupted"
             )
+            message = f"{path} is not of the save that {self._path(StepName('model', step))} is of: {cause}"
         elif named.role == "optimizer":
             message = f"{path} is missing: step {step} {_counted(shards)} ({self._ranks_there()})"
         elif named.role == "meta":
@@ -86,12 +95,12 @@ class Wording:
         return Problem(str(named), not visible, message)
 
     def more_shards(self, count: int) -> Problem:
-        """Say that this many more shards are missing than are named one by one."""
+        """Say how many more shards are missing than are named one by one."""
         name = f"optim_{self._files.step:06d}_rank*.pt of {count} more ranks"
         return Problem(name, True, f"{os.path.join(self._directory, name)} are missing")
 
     def without_model(self) -> Iterator[Problem]:
-        """Say what a step without a model lacks, as far as names tell."""
+        """Say which files a step without a model lacks, as far as names tell."""
         for name in self._files.missing():
             yield Problem(name, True, f"{os.path.join(self._directory, name)} is missing")
 

@@ -1,7 +1,7 @@
-"""Remove the files of a checkpoint, in an order that never leaves what looks more whole than before.
+"""Remove the files of a checkpoint, in an order that never leaves it looking more whole than before.
 
-The file without which the rest is no checkpoint to any reader goes first, and is durably gone before
-anything else is touched. Nothing goes that is not what was judged: each part is looked at once more, under the
+The file without which no reader takes the rest for a checkpoint goes first, and is durably gone before
+anything else is touched. Only what was judged is removed: each part is looked at once more, under the
 directory's lock.
 """
 
@@ -27,17 +27,17 @@ _LOCKED = "kept, since another process is saving or deleting here"
 
 @dataclass(frozen=True)
 class Going:
-    """A checkpoint that goes, as it was when that was decided.
+    """A checkpoint that is to be removed, as it was when that was decided.
 
     Attributes:
         directory: Where it is.
-        first: Names of the files without which the rest is no checkpoint.
+        first: Names of the files without which the rest is not a checkpoint.
         rest: Names of its other files, in the order of removal.
-        judged: What stood at its names.
-        part: What all names of the checkpoint have in them, and few others.
-        belongs: Says of a name whether it is of this checkpoint: where a name is that was not judged,
-            nothing goes.
-        relies_on: What has to stay as it is, since the checkpoint goes on its account.
+        judged: Which file had each of its names.
+        part: What all names of the checkpoint, and few others, have in common.
+        belongs: Says whether a name belongs to this checkpoint. If one does that was not judged, nothing is
+            removed.
+        relies_on: Files that must be unchanged, since the checkpoint is removed because they are good.
         what: What `first` is, for messages: "model".
     """
 
@@ -51,10 +51,10 @@ class Going:
     what: str = "checkpoint"
 
     def problem(self, left: Sequence[str]) -> str | None:
-        """Say why these names may not go now; None if they are what was judged, or gone.
+        """Say why these names may not be removed now; None if they are as judged, or gone.
 
         Raises:
-            OSError: That cannot be seen.
+            OSError: A name cannot be looked at.
         """
         there = [name for name in self.directory.names(self.part) if self.belongs(name)]
         if not {*there} <= {*left}:
@@ -70,7 +70,7 @@ class Going:
 def orphans_going(
     directory: HeldDirectory, files: ManagerFiles, judged: Mapping[str, Standing]
 ) -> Going:
-    """Return files of ranks whose checkpoint is gone, for the case that they go."""
+    """Return files of ranks whose checkpoint is gone, ready to be removed."""
     return Going(
         directory=directory,
         first=(),
@@ -82,7 +82,7 @@ def orphans_going(
 
 
 class Removal:
-    """Removes files, counts the space that goes with them, and keeps what went wrong.
+    """Removes files, counts the space that is freed, and records what went wrong.
 
     Attributes:
         errors: What could not be done: path and message.
@@ -94,25 +94,25 @@ class Removal:
         self.space = Space()
 
     def fail(self, error: OSError, path: str) -> str:
-        """Note an error; return its words."""
+        """Record an error; return its words."""
         words = error.strerror or str(error)
         self.errors.append((os.fsdecode(error.filename or path), words))
         return words
 
     def remove(self, going: Going, *, sync: bool = True) -> dict[str, str]:
-        """Remove the files of a checkpoint; return why what is still there is.
+        """Remove the files of a checkpoint; return why some are still there.
 
         Args:
             going: The checkpoint.
-            sync: Whether the removal of the first files is made durable where nothing else goes.
+            sync: Whether the removal of the first files is made durable if nothing else is removed.
 
         Returns:
-            By path; empty where all is gone.
+            The reasons by path; empty if everything is gone.
         """
         first, rest = list(going.first), list(going.rest)
         errors = self._remove(going, first, left=[*first, *rest]) if first else {}
         if errors:
-            # With that there, the rest is what makes it whole.
+            # While that is there, the rest is needed for it to be whole.
             kept = f"kept, since the {going.what} could not be removed"
             reason = next(iter(errors.values()))
             words = reason if reason.startswith("kept") else kept
@@ -127,7 +127,7 @@ class Removal:
         return self._remove(going, rest, left=rest)
 
     def _remove(self, going: Going, names: Sequence[str], *, left: Sequence[str]) -> dict[str, str]:
-        """Remove names, if all that is left of the checkpoint is what was judged."""
+        """Remove names, if everything left of the checkpoint is as judged."""
         directory = going.directory
         with directory.locked() as is_locked:
             if not is_locked:
@@ -166,8 +166,8 @@ class Removal:
         """Remove the second name of a replaced file; return why it stays, None if it is gone."""
         path = os.path.join(directory.path, judged[0])
         try:
-            # First of all the names that replaced this one have to be durable: they may be those of other
-            # ranks, which have not come to their fsync yet.
+            # First, the names that replaced this one must be durable: they may be those of other ranks, which
+            # have not come to their fsync yet.
             sync_directory(directory.path)
             with directory.locked() as is_locked:
                 if not is_locked:
@@ -180,7 +180,7 @@ class Removal:
 
 
 def _discard(directory: str, judged: Judged) -> None:
-    # It may be a link to a file that was kept beside the target of another link.
+    # It may be a link to a file that is kept beside the target of another link.
     with _native.Commit() as commit:
         commit.discard(directory, [judged], after_sync=False)
 
@@ -190,14 +190,14 @@ def _by_path(going: Going, names: Sequence[str], words: str) -> dict[str, str]:
 
 
 class Space:
-    """The disk space that goes with names: a file with another name elsewhere keeps its own."""
+    """The disk space that removed names free: a file with another name elsewhere frees none."""
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[tuple[int, int], int, int]] = {}
         self._counted: Counter[tuple[int, int]] = Counter()
 
     def look(self, path: str) -> int:
-        """Return the size of a file; the first look has to come before it is removed."""
+        """Return the size of a file; the first look must come before it is removed."""
         if path in self._files:
             return self._files[path][1]
         try:
@@ -214,9 +214,9 @@ class Space:
             self._counted[self._files[path][0]] += 1
 
     def freed_nbytes(self) -> int:
-        """Size of the files all of whose names are gone."""
+        """Return the size of the files all of whose names are gone."""
         sizes: dict[tuple[int, int], int] = {}
-        # A name that was looked at after another had gone has the lower count.
+        # A name that was looked at after another was removed has the lower count.
         names: Counter[tuple[int, int]] = Counter()
         for key, nbytes, links in self._files.values():
             sizes[key] = nbytes
@@ -226,7 +226,7 @@ class Space:
 
 def _status(path: str) -> os.stat_result:
     if parse_kept_name(os.path.basename(path)) is not None:
-        # Removed with the file that it leads to, where it is a link.
+        # If it is a link, the file that it leads to is removed with it.
         return os.stat(path)
     return os.lstat(path)
 

@@ -1,4 +1,4 @@
-"""Which second names of replaced files nobody needs any more.
+"""Which second names of replaced files are no longer needed.
 
 A save that replaces files of a step gives each a second, hidden name first; see `_steps.saves`. Imports no
 torch.
@@ -14,14 +14,14 @@ from fastckpt._contents.identity import standing
 from .saves import read_save
 from .survey import Listing, StepFiles, own_name
 
-#: A hidden name, and device and inode of what stood there when it was judged; see `Commit.discard`.
+#: A hidden name, and device and inode of the file that had it when it was judged; see `Commit.discard`.
 Judged = tuple[str, int, int]
 
 
 def superseded_names(
     directory: str, files: StepFiles, listing: Listing | None = None
 ) -> list[Judged]:
-    """Return the second names in a step that a newer, whole save has made useless.
+    """Return the second names in a step that a newer, whole save has made superfluous.
 
     Args:
         directory: Where they are.
@@ -29,15 +29,15 @@ def superseded_names(
         listing: As for `read_save`.
 
     Raises:
-        CheckpointError, OSError: No save of the step is whole, or that cannot be seen.
+        CheckpointError, OSError: No save of the step is whole, or its files cannot be read.
     """
     before = judged_names(directory, files.kept_names())
-    # Looked for after the names were listed, and until two looks agree: a save that is under way must
-    # not make a whole one seem torn.
+    # Read after the names were listed, and until two looks agree: a save that is under way must not make
+    # a whole one look torn.
     save = read_save(directory, files.step, optimizer=True, listing=listing)
     visible = {os.path.basename(path) for path in save.paths()}
-    # Every rank saves in the same order, so a save that the whole one has replaced in one place is
-    # older everywhere. Of any other nothing is known: a rank may be ahead, and it be newer.
+    # All ranks save in the same order, so a save of which the whole one has replaced one file is older on
+    # every rank. Nothing is known of the others: a rank may be ahead, and its save may be newer.
     older = [
         kept
         for save_id, kept in sorted(files.kept.items())
@@ -48,10 +48,10 @@ def superseded_names(
 
 
 def judged_names(directory: str, names: Iterable[str]) -> list[Judged]:
-    """Return what stands at these names now, to be compared before they are removed; missing ones left out.
+    """Return which file has each of these names now, for comparison before removal; missing ones are left out.
 
     Raises:
-        OSError: That cannot be seen.
+        OSError: A name cannot be looked at.
     """
     found = [(name, standing(os.path.join(directory, name))) for name in names]
     return [

@@ -1,4 +1,4 @@
-"""What a file is in its step."""
+"""The role of a file in its step."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
 """Agree on the save id of a step: one number that all ranks write into their files of one save.
 
 There is no collective and no waiting: the first rank that asks puts its proposal into the store of
-torch.distributed, and the others find it there. Which save of which step a rank means follows from
-the directory's name, the step, and how often this process has saved that step.
+torch.distributed, and the others find it there. The directory's name, the step, and how often this process
+has saved that step say which save of which step a rank means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed
 
-# Fourteen digits is what the serialization id has room for; 0 stands for none.
+# The serialization id has room for fourteen digits; 0 means that there is no save id.
 _SAVE_ID_END = 10**14
 
 _Path = str | os.PathLike[str]
@@ -26,10 +26,10 @@ _Path = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class SaveMark:
-    """What the archives of one save have in common.
+    """What all archives of one save carry.
 
     Attributes:
-        save_id: The number; 0 where this rank cannot know that of the others.
+        save_id: The number; 0 if this rank cannot know the one of the others.
         shards: Number of optimizer shards in the step.
     """
 
@@ -50,34 +50,68 @@ def begin_save(
 
     Every call counts, also one of a rank that has nothing to write: the counts are what keeps the
     ranks together when a step is saved again.
+
+    Raises:
+        ValueError: The ranks cannot agree on an id, or the step would not count the shard of this rank.
     """
+    store = default_store()
+    if world_size is None and store is not None:
+        world_size = torch.distributed.get_world_size()
+    if saves_optimizer and _override is None:
+        _require_counted(rank, world_size)
+        _require_agreement(world_size, has_group=store is not None)
     key = _count_save(checkpoint_dir, step)
     if _override is not None:
         return SaveMark(_override.save_id, _override.shards if saves_optimizer else 0)
-    store = default_store()
-    if world_size is None:
-        world_size = 1 if store is None else torch.distributed.get_world_size()
-    shards = world_size if saves_optimizer else 0
+    shards = (world_size or 1) if saves_optimizer else 0
     if rank > 0 and (store is None or not saves_optimizer):
         # Without a process group the ranks cannot agree, and nobody asks a rank without files.
         return SaveMark(0, 0)
     proposed = secrets.randbelow(_SAVE_ID_END - 1) + 1
     if store is None:
         return SaveMark(proposed, shards)
-    # An empty expectation sets the value where there is none; what is there then is returned.
+    # An empty expectation sets the value if there is none yet; what is there then is returned.
     agreed = store.compare_set(f"fastckpt/save_id/{key}", "", str(proposed))
     return SaveMark(int(agreed), shards)
 
 
+def _require_counted(rank: int, world_size: int | None) -> None:
+    """Refuse a rank whose shard the step would not count: the step would be whole without it."""
+    if world_size is not None and world_size < 1:
+        raise ValueError(f"world_size must be at least 1, not {world_size}")
+    if rank < 0:
+        raise ValueError(f"rank must be at least 0, not {rank}")
+    if world_size is not None and rank >= world_size:
+        counted = "rank 0" if world_size == 1 else f"ranks 0 to {world_size - 1}"
+        raise ValueError(
+            f"rank {rank} has optimizer state to save, but world_size={world_size} counts only {counted}"
+        )
+
+
+def _require_agreement(world_size: int | None, *, has_group: bool) -> None:
+    """Refuse several ranks that cannot agree on an id: no loader would take their files for one save.
+
+    Nothing that they know without talking to each other is different for each save: an id made of the
+    directory and the step would be that of a later run too, and files of a save that is interrupted could
+    then be taken together with those of the save that it was to replace.
+    """
+    if not has_group and world_size is not None and world_size > 1:
+        raise ValueError(
+            f"world_size={world_size} needs a process group, through which the ranks agree on the id of "
+            "their save: call torch.distributed.init_process_group first (the gloo backend will do); where "
+            "this process saves the optimizer state of all ranks, pass world_size=1"
+        )
+
+
 def current_save(checkpoint_dir: _Path, step: int) -> str:
-    """Return the key of the last save of a step that this process has begun."""
+    """Return the key of the save of a step that this process has begun last."""
     name = _directory_name(checkpoint_dir)
     with _lock:
         return f"{name}/{step}/{_saves_begun[name, step]}"
 
 
 def default_store() -> Any:
-    """Return the store of torch.distributed; None where that is not initialised."""
+    """Return the store of torch.distributed; None without a process group."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     return torch.distributed.distributed_c10d._get_default_store()
@@ -87,11 +121,11 @@ def default_store() -> Any:
 def agreed(save_id: int, world_size: int) -> Iterator[None]:
     """Save under an id that was agreed on by other means than torch.distributed.
 
-    For launchers of their own, and for one process that saves the parts of several ranks. Holds for
-    all threads of the process.
+    For custom launchers, and for one process that saves the parts of several ranks. Applies to all
+    threads of the process.
 
     Args:
-        save_id: 1 to 10^14 - 1, another one for each save.
+        save_id: 1 to 10^14 - 1, a new one for each save.
         world_size: Number of ranks that save optimizer state.
     """
     global _override

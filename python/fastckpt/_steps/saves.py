@@ -1,18 +1,18 @@
-"""Which save of a step is whole: the one that is visible, or one before it whose files were kept.
+"""Find the save of a step that is whole: the visible one, or an earlier one whose files were kept.
 
 Every archive of a save carries the same save id and the number of optimizer shards; the manifest
 ties the meta to them. A save that replaces files of a step gives each a second, hidden name first,
-and the hidden names go once the new save is whole. So at any moment one save of the step is whole,
-and what this module picks is never parts of two.
+and the hidden names are removed once the new save is whole. So at any moment one save of the step is
+whole, and this module never picks parts of two.
 
-Archives without a save id (those of torch.save) are taken at their word: with a model, a meta and
+Archives without a save id (those of torch.save) are taken as they are: with a model, a meta and
 shards 0 to the highest without a gap, their step is whole. Imports no torch.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ from .problems import Problem, Wording
 from .survey import Listing, StepFiles, StepName, absent_ranks, survey_step
 
 # A reader that meets a running save looks again. Each look takes less time than the fsyncs of a
-# save, so the second mostly succeeds; the limit is for a directory that changes without end.
+# save, so the second one mostly succeeds; the limit is for a directory that never stops changing.
 _ATTEMPTS = 100
 
 
@@ -34,13 +34,13 @@ class StepSave:
 
     Attributes:
         step: The step.
-        save_id: Which save, NO_SAVE_ID if its archives do not say.
-        shards: Number of its optimizer shards, None if its archives do not say.
+        save_id: Which save; NO_SAVE_ID if its archives do not say.
+        shards: Number of its optimizer shards; None if its archives do not say.
         model: The model.
         meta: Path of the meta.
         meta_bytes: Its contents.
-        manifest: Path of the manifest, None if there is none.
-        optimizer: Paths of the shards by rank; empty where they were not asked for.
+        manifest: Path of the manifest; None if it is not there.
+        optimizer: Paths of the shards by rank; empty if they were not asked for.
         shard: The shard of the rank that was asked for.
     """
 
@@ -55,7 +55,7 @@ class StepSave:
     shard: Part | None = None
 
     def paths(self) -> list[str]:
-        """Paths of its files: model, meta, manifest, shards by rank."""
+        """Return the paths of its files: model, meta, manifest, shards by rank."""
         manifest = [] if self.manifest is None else [self.manifest]
         shards = [self.optimizer[rank] for rank in sorted(self.optimizer)]
         return [self.model.path, self.meta, *manifest, *shards]
@@ -67,6 +67,7 @@ def read_save(
     *,
     optimizer: bool,
     rank: int | None = None,
+    check_shards: Callable[[int], None] | None = None,
     listing: Listing | None = None,
 ) -> StepSave:
     """Open the newest whole save of a step.
@@ -74,15 +75,17 @@ def read_save(
     Args:
         directory: Where the files are.
         step: The step.
-        optimizer: Whether the shards of all ranks have to be there; else model and meta will do.
-        rank: Whose shard to open: it has to be there, and of the same save.
-        listing: The directory's, of callers who look at one step after the other.
+        optimizer: Whether the shards of all ranks must be there; otherwise model and meta are enough.
+        rank: Whose shard to open: it must be there, and of the same save.
+        check_shards: Called with the number of the save's shards before that of `rank` is looked for. What it
+            raises is raised.
+        listing: The listing of the directory, for callers that look at one step after the other.
 
     Raises:
         IncompleteCheckpointError: A file is missing, or of another save.
         ChecksumError: The meta, or an archive, is not what the manifest says.
         FormatError: A file is damaged.
-        FileNotFoundError: There is nothing of this step.
+        FileNotFoundError: There are no files of this step.
         OSError: A file cannot be read.
     """
     seen: object = None
@@ -90,10 +93,10 @@ def read_save(
         files = survey_step(directory, step) if listing is None else listing.step(step)
         saves = StepSaves(directory, files, hold=rank)
         try:
-            return saves.newest_whole(optimizer=optimizer, rank=rank)
+            return saves.newest_whole(optimizer=optimizer, rank=rank, check_shards=check_shards)
         except (CheckpointError, FileNotFoundError):
-            # The same twice is how things stand; else a save is under way, and its state between
-            # two renames was seen.
+            # Two equal looks are the truth; otherwise a save is under way, and its state between two
+            # renames was seen.
             state = saves.state()
             if state == seen or attempt == _ATTEMPTS - 1:
                 raise
@@ -116,25 +119,34 @@ class StepSaves:
         self._words = Wording(directory, files)
         self._opened = OpenedFiles(directory, files, hold=hold)
 
-    def newest_whole(self, *, optimizer: bool, rank: int | None = None) -> StepSave:
+    def newest_whole(
+        self,
+        *,
+        optimizer: bool,
+        rank: int | None = None,
+        check_shards: Callable[[int], None] | None = None,
+    ) -> StepSave:
         """Return the newest save that has what is asked for; for the errors see `read_save`."""
         save_id = self._newest_whole(optimizer=optimizer)
-        if rank is not None:
-            # Not part of the choice: all ranks have to choose the same save.
-            model = self._opened.find_model(save_id)
-            if model is not None:
-                for problem in self._rank_problems(save_id, self._opened.part(model), rank):
+        name = self._opened.find_model(save_id)
+        if name is not None:
+            model = self._opened.part(name)
+            if check_shards is not None:
+                check_shards(self._count_shards(save_id, model))
+            if rank is not None:
+                # Not part of the choice: all ranks have to choose the same save.
+                for problem in self._rank_problems(save_id, model, rank):
                     raise self._words.incomplete(problem)
         return self._assemble(save_id, optimizer=optimizer, rank=rank)
 
     def _newest_whole(self, *, optimizer: bool) -> int:
-        # No exception is kept in a variable: through its traceback it would hold every archive open.
+        # Not kept in a variable: through its traceback, the exception would hold every archive open.
         with suppress(CheckpointError, FileNotFoundError):
             return self._visible_whole(optimizer)
         kept = [self._kept_whole(save_id, optimizer) for save_id in sorted(self._files.kept)]
         whole = [save for save in kept if save is not None]
         if whole:
-            # The kept save of which the fewest files have been replaced since is the newest.
+            # The newest kept save is the one with the fewest files replaced since.
             return max(whole, key=lambda save: (self._count_visible(save), save.save_id)).save_id
         return self._visible_whole(optimizer)
 
@@ -157,15 +169,15 @@ class StepSaves:
                 return None
             return self._assemble(save_id, optimizer=optimizer, rank=None)
         except (CheckpointError, FileNotFoundError):
-            # Damaged, or removed by another rank; what is wrong with the visible save is what will be said.
+            # Damaged, or removed by another rank; the error will say what is wrong with the visible save.
             return None
 
     def state(self) -> object:
-        """Return what was seen, to be compared with what is seen later."""
+        """Return what was seen, for comparison with a later look."""
         return self._opened.state()
 
     def problems(self) -> list[Problem]:
-        """Return all that keeps the visible save from being whole, every rank's shard included."""
+        """Return every reason why the visible save is not whole, the shards of all ranks included."""
         if self._files.model is None:
             return list(self._words.without_model())
         return list(self._problems(self._opened.part(self._files.model).save_id, optimizer=True))
@@ -180,25 +192,35 @@ class StepSaves:
         yield from self._meta_problems(save_id)
 
     def _shard_problems(self, save_id: int, model: Part) -> Iterator[Problem]:
+        shards = self._count_shards(save_id, model)
         if save_id == NO_SAVE_ID:
             there = set(self._opened.shards_without_id())
-            shards = max(there, default=-1) + 1
         else:
-            shards = model.shards
             ranks = self._opened.ranks(save_id)
             there = {
                 r for r in ranks if r < shards and self._opened.find_shard(save_id, r) is not None
             }
         absent, more = absent_ranks(there, shards)
         for rank in absent:
-            yield self._words.problem(StepName("optimizer", self._files.step, rank), shards)
+            yield self._shard_problem(save_id, shards, rank)
         if more:
             yield self._words.more_shards(more)
+
+    def _count_shards(self, save_id: int, model: Part) -> int:
+        """Return how many shards a save has: as its model says, else by the highest rank that has one."""
+        if save_id != NO_SAVE_ID:
+            return model.shards
+        return max(self._opened.shards_without_id(), default=-1) + 1
 
     def _rank_problems(self, save_id: int, model: Part, rank: int) -> Iterator[Problem]:
         """Look for the shard of one rank, which may lie beyond those that the save counts."""
         if self._opened.shard_of(save_id, model, rank) is None:
-            yield self._words.problem(StepName("optimizer", self._files.step, rank), model.shards)
+            yield self._shard_problem(save_id, model.shards, rank)
+
+    def _shard_problem(self, save_id: int, shards: int, rank: int) -> Problem:
+        name = StepName("optimizer", self._files.step, rank)
+        is_unmarked = save_id != NO_SAVE_ID and self._opened.is_unmarked_shard(rank)
+        return self._words.problem(name, shards, is_unmarked=is_unmarked)
 
     def _meta_problems(self, save_id: int) -> Iterator[Problem]:
         name = StepName("meta", self._files.step)
@@ -210,12 +232,12 @@ class StepSaves:
         if self._opened.find_meta(save_id) is not None:
             return
         if manifest is not None and manifest == self._files.manifest and self._files.meta:
-            # A save makes its model visible after its meta: this one was changed since.
+            # A save makes its model visible after its meta, so this meta was changed since.
             raise self._words.changed_meta(manifest)
         yield self._words.problem(name)
 
     def _assemble(self, save_id: int, *, optimizer: bool, rank: int | None) -> StepSave:
-        """Put a save together that has no problems."""
+        """Assemble a save that has no problems."""
         model_name = self._opened.find_model(save_id)
         meta = self._opened.find_meta(save_id)
         if model_name is None or meta is None:

@@ -1,6 +1,6 @@
 """Find the checkpoint files under a path: which steps there are, and which other files.
 
-File names are nanochat's: `model_000100.pt`, `meta_000100.json`, `optim_000100_rank0.pt`.
+Steps are named as nanochat names them: `model_000100.pt`, `meta_000100.json`, `optim_000100_rank0.pt`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastckpt._stages import is_stage
 
 from .role import Role
 
-# Six digits, more from a million on; a name with other zeros is none that a loader would open.
+# Six digits, more from a million on; no loader would open a name with other zeros.
 _STEP = r"(?P<step>[0-9]{6}|[1-9][0-9]{6,17})"
 _MODEL = re.compile(rf"model_{_STEP}\.pt")
 _META = re.compile(rf"meta_{_STEP}\.json")
@@ -36,7 +36,7 @@ _NAMED_GAPS = 8
 
 @dataclass(frozen=True)
 class StepName:
-    """What a file name of nanochat's says, or that of the manifest beside them."""
+    """What the file name of a model, meta, shard or manifest says."""
 
     role: Role
     step: int
@@ -49,7 +49,7 @@ class StepName:
 
 
 def parse_name(name: str) -> StepName | None:
-    """Return what a file name says, None if it is none of a step's."""
+    """Return what a file name says; None if it is not the name of a step's file."""
     if match := _MODEL.fullmatch(name):
         return StepName("model", int(match["step"]))
     if match := _META.fullmatch(name):
@@ -70,32 +70,32 @@ def kept_name(save_id: int, name: str) -> str:
 
 
 def parse_kept_name(name: str) -> tuple[int, str, StepName] | None:
-    """Return the save id, the former name, and what that says; None if the form is another."""
+    """Return the save id, the former name, and what that says; None for other names."""
     match = _KEPT.fullmatch(name)
     named = parse_name(match["name"]) if match else None
     return (int(match["save_id"]), match["name"], named) if match and named else None
 
 
 def own_name(name: str) -> str:
-    """Return what a file was called before it was kept; other names as they are."""
+    """Return what a file was called before it was kept; other names unchanged."""
     kept = parse_kept_name(name)
     return name if kept is None else kept[1]
 
 
 def part_of_step(step: int) -> str:
-    """Return what all names of a step's files have in them."""
+    """Return what the names of all files of a step have in common."""
     return f"_{step:06d}"
 
 
 def is_of_step(name: str, step: int) -> bool:
-    """Whether a name is that of a file of a step, its own or the one under which it is kept."""
+    """Whether a name belongs to a file of a step: its own name, or the one under which it is kept."""
     named = parse_name(own_name(name))
     return named is not None and named.step == step
 
 
 @dataclass
 class StepFiles:
-    """Names of the files of one step that are there."""
+    """The file names of one step."""
 
     step: int
     model: str | None = None
@@ -122,19 +122,19 @@ class StepFiles:
         self.kept.setdefault(save_id, StepFiles(self.step)).add(name, named)
 
     def names(self) -> list[str]:
-        """Names in the order model, meta, manifest, shards by rank; those of kept files left out."""
+        """Return the names: model, meta, manifest, shards by rank; without those of kept files."""
         first = [name for name in (self.model, self.meta, self.manifest) if name is not None]
         return first + [self.shards[rank] for rank in sorted(self.shards)]
 
     def kept_names(self) -> list[str]:
-        """Second names of all kept files."""
+        """Return the second names of all kept files."""
         return [name for save_id in sorted(self.kept) for name in self.kept[save_id].names()]
 
     def missing(self, shards: int | None = None) -> tuple[str, ...]:
-        """Names of the files without which the step is incomplete.
+        """Return the names of the files that the step lacks.
 
-        Every step has a model and its meta. With `shards` None, the names are all that is known:
-        no shards at all is complete then (nanochat's RL run saves none), a gap in the ranks is not.
+        Every step has a model and its meta. With `shards` None, only the names are known: a step without
+        any shard is complete then (as in RL runs of nanochat), one with a gap in the ranks is not.
         """
         names = []
         if self.model is None:
@@ -167,7 +167,7 @@ class Directory:
 
     path: str
     steps: list[StepFiles]
-    #: Archives whose names are not nanochat's.
+    #: Archives that are not named as files of a step.
     others: list[str]
     #: Temporary files of saves, running or interrupted.
     leftovers: list[str]
@@ -189,7 +189,7 @@ def survey_steps(path: str) -> dict[int, StepFiles]:
 
 
 def survey_step(path: str, step: int) -> StepFiles:
-    """List the files of one step; no other name is looked at closely, as there may be very many.
+    """List the files of one step; other names, of which there may be very many, are only skipped.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -203,16 +203,16 @@ def survey_step(path: str, step: int) -> StepFiles:
 
 
 class Listing:
-    """The steps of one directory, which is listed again only where it has changed.
+    """The steps of one directory, which is listed again only if it has changed.
 
-    For those who look at one step after the other: listing it for each would take for ever in a directory
-    of very many.
+    For callers that look at one step after the other: in a directory of very many, a listing for each
+    would take time without end.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._steps: dict[int, StepFiles] = {}
-        # When the directory had last been changed as it was listed; None where that says nothing.
+        # When the directory was last changed before it was listed; None if that says nothing.
         self._changed_ns: int | None = None
 
     def step(self, step: int) -> StepFiles:
@@ -292,8 +292,8 @@ def walk_directories(
 ) -> Iterator[Directory | OSError | None]:
     """Survey a directory and those below it, hidden ones left out; None for those in `visited`.
 
-    Symbolic links to directories are followed: a run often lies on another disk. A directory that
-    cannot be listed is yielded as its error, and the others are visited nonetheless.
+    Symbolic links to directories are followed: a run is often on another disk. If a directory cannot
+    be listed, its error is yielded, and the others are still visited.
     """
     pending = [root]
     while pending:
@@ -313,7 +313,7 @@ def walk_directories(
 
 
 def kind_of(mode: int) -> str:
-    """Name what lies at a path, for a message about a file that is none."""
+    """Name what is at a path, for a message that it is not a regular file."""
     kinds = (
         (stat.S_ISDIR, "a directory"),
         (stat.S_ISFIFO, "a named pipe"),

@@ -18,8 +18,8 @@ def verify_step(directory: str, step: StepFiles, check: FileCheck) -> StepReport
     visible = [os.path.join(directory, name) for name in step.names()]
     kept = [path for path in state.paths if path not in visible]
     files = [state.judge(check(path)) for path in (*visible, *kept)]
-    # A dangling link, or a file that was deleted meanwhile, is a file that is missing; unless it was moved
-    # aside by a save that was killed, and is loaded from there.
+    # A dangling link, or a file that was deleted meanwhile, counts as missing; unless a save that was killed has
+    # moved it aside, and it is loaded from there.
     aside = {own_name(os.path.basename(path)) for path in kept}
     files = [
         file for file in files if not _is_gone(file) or os.path.basename(file.path) not in aside
@@ -50,13 +50,13 @@ def _is_gone(file: FileReport) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class _StepState:
-    """Which save of a step is whole, or why none is."""
+    """Which save of a step is whole, or why there is no whole one."""
 
     paths: tuple[str, ...] = ()
     save_id: int | None = None
     missing: tuple[str, ...] = ()
     torn: tuple[str, ...] = ()
-    #: A file that is not the one that was saved, and the words for it.
+    #: A file that is not the one that was saved, and the message about it.
     changed: tuple[str | None, str] = (None, "")
 
     @classmethod
@@ -65,7 +65,7 @@ class _StepState:
         from fastckpt._steps.saves import StepSaves
 
         saves = StepSaves(directory, step)
-        # The words alone: an exception in a variable holds what its frames have open.
+        # Only the message: an exception in a variable holds what its frames have open.
         changed: tuple[str | None, str] = (None, "")
         torn: tuple[str, ...] = ()
         try:
@@ -76,11 +76,11 @@ class _StepState:
         except CheckpointError as error:
             changed = (error.path, str(error))
         except OSError:
-            pass  # which the report of that file says
+            pass  # The report of that file says so.
         try:
             problems = saves.problems()
         except CheckpointError as error:
-            # Besides what is torn, a file cannot be opened, or is not the one that was saved.
+            # In addition to what is torn, a file cannot be opened, or is not the one that was saved.
             changed = (error.path, str(error)) if changed[0] is None else changed
             missing = step.missing()
             return cls(missing=missing, torn=() if missing else torn, changed=changed)
@@ -91,7 +91,7 @@ class _StepState:
         return cls(missing=missing, torn=torn, changed=changed)
 
     def judge(self, file: FileReport) -> FileReport:
-        """Add what only the rest of the step shows: that a file is not the one that was saved."""
+        """Add what only the other files of the step show: that a file is not the one that was saved."""
         path, words = self.changed
         if path != file.path or file.status is not Status.GOOD:
             return file

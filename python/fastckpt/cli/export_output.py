@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def report_lines(report: ExportReport) -> Iterator[Line]:
     """Yield the text: what was written, and how much smaller it is."""
     tensors = plural(report.tensors, "tensor")
-    config = "with configuration" if report.has_config else "without configuration"
+    keys = ", ".join(report.config_keys)
+    config = f"with configuration ({keys})" if keys else "without configuration"
     size = format_nbytes(report.nbytes)
     before = format_nbytes(report.source_nbytes or 0)
     text = f"EXPORTED: {tensors}, {size} of {before}, {config}"
@@ -38,5 +39,6 @@ def report_document(report: ExportReport) -> dict[str, Any]:
         "nbytes": report.nbytes,
         "tensors": report.tensors,
         "has_config": report.has_config,
+        "config_keys": list(report.config_keys),
         "notes": list(report.notes),
     }

@@ -1,4 +1,4 @@
-"""The model's weights in a checkpoint: read without the rest of it, averages in their place if asked for."""
+"""Read the model's weights from a checkpoint without the rest of it; or the averages instead."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastckpt._archive import load, load_job
-from fastckpt._bare_model import bare_name
+from fastckpt._bare_model import bare_name, bare_names
 from fastckpt._contents.outline import walk
 from fastckpt._contents.state_dicts import find_state_dict, is_tensor
 from fastckpt._native import Archive, Graph, Span, TensorInfo
@@ -23,11 +23,10 @@ from fastckpt._wording import some_names
 from fastckpt.errors import FormatError
 
 from .compact import changed, compact, same_view
+from .configuration import configurations
 
 _Progress = Callable[[int, int], None]
 
-#: Where training scripts put what the model is built from.
-CONFIG_KEY = "model_config"
 EMA_KEY = "ema_state_dict"
 # DistributedDataParallel and swa_utils.AveragedModel wrap a module so.
 _WRAPPED = "module."
@@ -37,18 +36,18 @@ _AVERAGED_MODEL_COUNT = "n_averaged"
 
 @dataclass
 class Weights:
-    """The weights of one model, on the CPU, each group that shares memory in a storage of its own.
+    """The weights of one model, on the CPU; tensors share a storage only if they overlap.
 
     Attributes:
-        state: The state dict, of plain tensors and extra state, by the names of the bare model.
-        config: What the model is built from; None where the checkpoint does not say.
+        state: The state dict, by the names of the bare model: tensors and extra state.
+        configs: The model's configurations, by the checkpoint's keys.
         source: The file.
-        source_nbytes: Its size.
-        notes: What was done to the weights besides reading them.
+        source_nbytes: Its size in bytes.
+        notes: What was changed in the weights.
     """
 
     state: dict[str, Any]
-    config: Any
+    configs: dict[str, Any]
     source: str
     source_nbytes: int
     notes: list[str] = field(default_factory=list)
@@ -62,20 +61,20 @@ def read_weights(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> Weights:
-    """Read the model's weights; the optimizer's state is not read. Every byte that is read is checked.
+    """Read the model's weights. The optimizer's state is not read; every byte that is read is checked.
 
     Raises:
         OSError: The file cannot be read.
-        FormatError: It is no .pt file or a damaged one, or has no state dict of a model, or no averages
-            that fit it where they are asked for.
+        FormatError: It is not a .pt file or is damaged, or has no state dict of a model, or `use_ema` is set
+            and it has no averages that fit.
         ChecksumError: Bytes have changed since they were written.
-        UnsafePickleError: It asks for something that ``weights_only=True`` does not allow.
+        UnsafePickleError: It has an object that ``weights_only=True`` does not allow.
     """
     archive = Archive.open(path)
     if archive.kind != "torch":
         raise FormatError(
-            f"{archive.path} is not a checkpoint of torch.save: it is a TorchScript archive or a zip "
-            "archive of another program",
+            f"{archive.path} was not written by torch.save: it is a TorchScript archive or a zip archive of "
+            "another program",
             path=archive.path,
         )
     graph = archive.decode()
@@ -83,18 +82,18 @@ def read_weights(
     keys, state = find_state_dict(outline, path=archive.path)
     parts: list[Any] = [state]
     if use_ema:
-        parts.append(_ema_state(outline, archive.path))
-    if include_config and isinstance(outline, dict):
-        parts.append(outline.get(CONFIG_KEY))
+        parts += _ema_parts(outline, archive.path)
+    if include_config and keys:
+        parts += configurations(outline).values()
     root = _load_parts(archive, graph, parts, threads, progress)
     state = root
     for key in keys:
         state = state[key]
-    config = root.get(CONFIG_KEY) if include_config and keys else None
-    weights = Weights({}, config, archive.path, archive.nbytes)
+    configs = configurations(root) if include_config and keys else {}
+    weights = Weights({}, configs, archive.path, archive.nbytes)
     named = _bare_state(state, weights)
     if use_ema:
-        named = _with_averages(named, _ema_state(root, archive.path), weights)
+        named = _with_averages(named, _averages(root, named, archive.path), weights)
     weights.state = _like(state, compact(named))
     return weights
 
@@ -106,9 +105,9 @@ def _load_parts(
     threads: int | None,
     progress: _Progress | None,
 ) -> Any:
-    """Load the object without the tensors of which none is in `parts`, where that can be told."""
+    """Load the object, if possible without the storages that no tensor in `parts` uses."""
     if graph.outside is not None or load_job.byte_order(archive) != sys.byteorder:
-        # Only torch's unpickler can build it, and that builds all of it.
+        # Only torch's unpickler can build it, and it builds all of it.
         return load.load_archive(archive, "cpu", threads=threads, progress=progress)
     load.look_for_checksums(archive, verify=True)
     load_job.check_dtypes(archive.path, graph.dtypes())
@@ -131,8 +130,7 @@ def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     renamed = sum(name != key for key, name in names.items())
     if renamed:
         weights.notes.append(
-            f"{renamed} names are those of the bare model: the parts that torch.compile and "
-            "DistributedDataParallel put in front of them are left out"
+            f"{renamed} names lost the prefixes of torch.compile and DistributedDataParallel"
         )
     return {
         names[key]: value.detach() if isinstance(value, Tensor) else value
@@ -141,9 +139,9 @@ def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], int]:
-    """Return the bare model's names by the keys, and how often a wrapper was around all of it."""
+    """Return the bare model's names by key, and the number of wrappers around the model."""
     names = {key: bare_name(str(key)) for key in state}
-    # A model may have a part of this name, so it counts as a wrapper's only where every key has it.
+    # A model may have a part of this name, so it is a wrapper's only if every key begins with it.
     wrapped = 0
     while names and all(name.startswith(_WRAPPED) for name in names.values()):
         wrapped += 1
@@ -152,21 +150,21 @@ def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], in
     for key, name in names.items():
         if first.setdefault(name, key) != key:
             raise FormatError(
-                f"{path} has {first[name]!r} and {key!r}, which both mean the tensor {name!r}",
+                f"{path} has both {first[name]!r} and {key!r} for the tensor {name!r}",
                 path=path,
             )
     return names, wrapped
 
 
 def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
-    """Keep the versions of modules that ``Module.state_dict`` has noted on its dict."""
+    """Keep the module versions that ``Module.state_dict`` stores as an attribute of its dict."""
     metadata = getattr(state, "_metadata", None)
     if not isinstance(metadata, Mapping):
         return named
     _, wrapped = _bare_names(state, "")
     kept = OrderedDict()
     for key, versions in metadata.items():
-        # The keys are modules: that of a wrapper itself is dropped, the one in it has the empty name.
+        # The keys are modules. A wrapper itself is dropped, and the module in it gets the empty name.
         name = f"{bare_name(str(key))}." if bare_name(str(key)) else ""
         if name.startswith(_WRAPPED * wrapped):
             kept[name.removeprefix(_WRAPPED * wrapped).removesuffix(".")] = versions
@@ -178,26 +176,40 @@ def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
 # Averages.
 
 
-def _ema_state(root: Any, path: str) -> Mapping[str, Any]:
-    """Return the averages: the parameters of an EMAModel, or any dict of tensors."""
+def _ema_parts(root: Any, path: str) -> list[Mapping[str, Any]]:
+    """Return the dicts of averages: of the parameters and buffers of an EMAModel, or one of tensors."""
     ema = root.get(EMA_KEY) if isinstance(root, dict) else None
     if not isinstance(ema, dict):
         raise FormatError(
-            f"{path} has no moving averages: expected a dict under the key {EMA_KEY!r}; without "
-            "use_ema (--ema) the model's own weights are exported",
+            f"{path} has no moving averages: expected a dict under the key {EMA_KEY!r}; leave out use_ema "
+            "(--ema) to export the model's own weights",
             path=path,
         )
-    parameters, buffers = ema.get("parameters"), ema.get("buffers")
+    # The guide's class has no buffers; "parameters" is an earlier name of ours.
+    parameters, buffers = ema.get("shadow", ema.get("parameters")), ema.get("buffers", {})
     if isinstance(parameters, dict) and isinstance(buffers, dict):
-        return {**parameters, **buffers}
-    tensors = {key: value for key, value in ema.items() if key != _AVERAGED_MODEL_COUNT}
-    if not tensors or not all(map(is_tensor, tensors.values())):
+        parts: list[Mapping[str, Any]] = [parameters, buffers]
+    else:
+        parts = [{key: value for key, value in ema.items() if key != _AVERAGED_MODEL_COUNT}]
+    values = [value for part in parts for value in part.values()]
+    if not values or not all(map(is_tensor, values)):
         raise FormatError(
-            f"what {path} has under {EMA_KEY!r} is neither the state of an EMAModel nor a dict of "
-            "tensors",
+            f"{EMA_KEY!r} in {path} is neither the state of an EMAModel nor a dict of tensors",
             path=path,
         )
-    return tensors
+    return parts
+
+
+def _averages(root: Any, state: Mapping[str, Any], path: str) -> dict[str, Tensor]:
+    """Return the averages by the names of the bare model."""
+    averages: dict[str, Tensor] = {}
+    for part in _ema_parts(root, path):
+        named = {str(key): value for key, value in part.items()}
+        for key, name in bare_names(named, state).items():
+            if name in averages:
+                raise FormatError(f"{path} has two averages of the tensor {name!r}", path=path)
+            averages[name] = named[key]
+    return averages
 
 
 def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -205,10 +217,9 @@ def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _with_averages(
-    state: dict[str, Any], ema: Mapping[str, Any], weights: Weights
+    state: dict[str, Any], averages: Mapping[str, Tensor], weights: Weights
 ) -> dict[str, Any]:
-    """Put the averages in the place of the weights, in the weights' own dtypes."""
-    averages = dict(zip(_bare_names(ema, weights.source)[0].values(), ema.values(), strict=True))
+    """Replace the weights by the averages, in the weights' dtypes."""
     unknown = [name for name in averages if not isinstance(state.get(name), Tensor)]
     if unknown:
         raise FormatError(
@@ -235,6 +246,6 @@ def _with_averages(
     kept = sum(result[name] is state[name] for name in state)
     weights.notes.append(
         f"{len(state) - kept} of {len(state)} tensors are moving averages"
-        + ("; the others are the model's own: buffers and frozen parameters" if kept else "")
+        + ("; the others, buffers and frozen parameters, are the model's own" if kept else "")
     )
     return result

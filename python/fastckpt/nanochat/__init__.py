@@ -1,17 +1,16 @@
-"""nanochat's checkpoint functions over fastckpt: same files, same objects, every byte checked.
+"""The functions of `nanochat.checkpoint_manager` over fastckpt: same files, same objects, every byte checked.
 
-Matches `nanochat.checkpoint_manager` as of nanochat 92d63d4 (July 2026): names, positional
-order, defaults, file names, returned values, log lines and exceptions. A training script changes
-its import and nothing else:
+Matches nanochat 92d63d4 (July 2026): names, positional order, defaults, file names, returned values,
+log lines and exceptions. A training script changes its import and nothing else:
 
     from fastckpt import save_checkpoint, load_checkpoint
 
-`find_last_good_step` and `barrier_commit` are additions: which step is whole on every rank, and
-waiting until it is.
+Two functions are additions: `find_last_good_step` finds a step that is whole on every rank, and
+`barrier_commit` waits until one is. What differs from nanochat is listed in docs/coming_from.md.
 
 One checkpoint is the files of one step in one directory: `model_000100.pt`, `meta_000100.json`
 and, for each rank that saved an optimizer, `optim_000100_rank0.pt`. Saving, loading and finding
-work where nanochat is not installed; only `build_model` and what calls it want nanochat's classes,
+work where nanochat is not installed. Only `build_model` and its callers need the classes of nanochat,
 and take others in their place.
 """
 

@@ -1,4 +1,4 @@
-"""Wait until the whole step is durable, for those who want all ranks to go on together."""
+"""Wait until the whole step is durable, for scripts whose ranks should continue together."""
 
 import os
 import time
@@ -16,8 +16,8 @@ from .replacing import release_kept
 _Path = str | os.PathLike[str]
 
 _POLL_SECS = 0.05
-# How long rank 0 stays for the others to have seen that all are there. One that dies meanwhile has its
-# part on the disk already.
+# How long rank 0 waits for the others to see that all are there. A rank that dies meanwhile has its part on
+# the disk already.
 _FAREWELL_SECS = 10.0
 
 
@@ -25,9 +25,9 @@ def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 18
     """Wait until every rank's part of a step is durable, and check that the step is whole.
 
     Call it on all ranks after `save_checkpoint`, which itself never waits. The ranks meet in
-    torch.distributed's store: no collective runs and no device is touched, so a rank that died leads
-    to an error that names it, not to a hang. Without a process group there is nobody to wait for,
-    and the step is checked at once.
+    torch.distributed's store: no collective runs and no device is touched, so a rank that died causes
+    an error that names it, not a hang. Without a process group there is no rank to wait for, and the
+    step is checked at once.
 
     Args:
         checkpoint_dir: As given to `save_checkpoint`.
@@ -35,11 +35,13 @@ def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 18
         timeout_secs: How long to wait for the other ranks, in seconds.
 
     Raises:
-        IncompleteCheckpointError: Ranks have not come in time, or the step is not whole.
+        IncompleteCheckpointError: A rank did not arrive in time, or the step is not whole.
         CheckpointError: As for `load_checkpoint`.
 
     Example:
-        >>> save_checkpoint("runs/d12", 100, model, optimizer, meta, rank=rank)
+        >>> import fastckpt, torch
+        >>> model, optimizer = {"w": torch.ones(2)}, {"exp_avg": torch.zeros(2)}
+        >>> fastckpt.save_checkpoint("runs/d12", 100, model, optimizer, {"step": 100}, rank=0)
         >>> barrier_commit("runs/d12", 100)  # from here on step 100 survives the loss of any rank
     """
     directory = os.fspath(checkpoint_dir)
@@ -52,24 +54,24 @@ def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 18
 
 
 def _meet(store: Any, directory: str, step: int, timeout_secs: float) -> None:
-    """Say that this rank is done, and wait until all have said so."""
+    """Report that this rank has saved, and wait until all ranks have."""
     prefix = f"fastckpt/committed/{current_save(directory, step)}"
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     store.set(f"{prefix}/{rank}", "1")
     keys = [f"{prefix}/{other}" for other in range(world_size)]
     deadline = time.monotonic() + timeout_secs
-    # Not store.wait: it logs each time that it has waited in vain.
+    # Not store.wait: it logs each timeout.
     while not store.check(keys):
         if time.monotonic() >= deadline:
             absent = [str(other) for other, key in enumerate(keys) if not store.check([key])]
             message = (
-                f"step {step} in {directory} may not be whole: no word of its being saved from "
-                f"rank {', '.join(absent)} within {timeout_secs:g} s"
+                f"step {step} in {directory} may not be whole: no report that it was saved came from rank "
+                f"{', '.join(absent)} within {timeout_secs:g} s"
             )
             raise IncompleteCheckpointError(message, path=directory)
         time.sleep(_POLL_SECS)
-    # Rank 0 mostly has the store in its own process: if it went on and ended now, the others could
-    # not see any more that all are there.
+    # The store is mostly in the process of rank 0: if that ended now, the others could no longer see that
+    # all are there.
     left = store.add(f"{prefix}/left", 1)
     deadline = time.monotonic() + _FAREWELL_SECS
     while rank == 0 and left < world_size and time.monotonic() < deadline:

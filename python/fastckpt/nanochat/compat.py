@@ -1,6 +1,6 @@
-"""What older and differently wrapped checkpoints need before today's GPT takes them.
+"""Patch checkpoints of older versions and of wrapped models, so that the GPT of today takes them.
 
-Each patch says in the log, by name, what it did. A state dict that was patched is a plain dict.
+Each patch is logged by name. A state dict that was patched is a plain dict.
 """
 
 from collections.abc import Mapping
@@ -12,21 +12,21 @@ from fastckpt.errors import FormatError
 
 from .log import log0
 
-# Config keys that came later -> the value under which older models were trained.
+# Config keys that were added later -> the value with which older models were trained.
 _CONFIG_DEFAULTS = {
     "window_pattern": "L",  # full context in every layer
 }
 
-# Parameters of shape (n_layer,) that came later -> the value with which they change nothing.
+# Parameters of shape (n_layer,) that were added later -> the value with which they change nothing.
 _PARAMETER_DEFAULTS = {
     "resid_lambdas": 1.0,
     "x0_lambdas": 0.0,
 }
 
-# torch.compile wraps a module so; parts of a model can be compiled, so it is taken off key by key.
+# The prefix of torch.compile. Parts of a model can be compiled, so it is removed key by key.
 _COMPILE_PREFIX = "_orig_mod."
-# DistributedDataParallel wraps a module so. A model may have a part of this very name, so the prefix
-# counts as DDP's only where every key has it.
+# The prefix of DistributedDataParallel. A model may have a part of this name, so the prefix is removed only
+# if every key has it.
 _DDP_PREFIX = "module."
 
 # Devices on which nanochat computes in float32.
@@ -34,7 +34,7 @@ _FLOAT32_DEVICE_TYPES = frozenset({"cpu", "mps"})
 
 
 def patch_config(model_config: dict[str, Any]) -> None:
-    """Add, in place, the keys that a config written by an older nanochat lacks."""
+    """Add, in place, the keys that a config of an older version of nanochat lacks."""
     for key, default in _CONFIG_DEFAULTS.items():
         if key not in model_config:
             model_config[key] = default
@@ -42,9 +42,9 @@ def patch_config(model_config: dict[str, Any]) -> None:
 
 
 def patch_parameters(model_data: dict[str, Any], n_layer: int, device: torch.device) -> None:
-    """Add, in place, the parameters that a model saved by an older nanochat lacks.
+    """Add, in place, the parameters that a model of an older version of nanochat lacks.
 
-    They are put on `device`, where the others are: nanochat leaves them on the CPU, and its model
+    They are put on `device`, where the others are: nanochat leaves them on the CPU, and the model
     then fails in its first step on an accelerator.
     """
     for name, default in _PARAMETER_DEFAULTS.items():
@@ -73,10 +73,10 @@ def _is_bfloat16(value: object) -> bool:
 
 
 def strip_wrapper_prefixes(model_data: dict[str, Any]) -> dict[str, Any]:
-    """Take the prefixes of torch.compile and DistributedDataParallel off the keys, in any nesting.
+    """Remove the prefixes of torch.compile and DistributedDataParallel from the keys, however nested.
 
     Raises:
-        FormatError: Two keys are the same without their prefixes.
+        FormatError: Two keys are equal without their prefixes.
     """
     names = {key: key for key in model_data}
     wrapped = True
@@ -94,7 +94,7 @@ def strip_wrapper_prefixes(model_data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _strip(names: dict[str, str], prefix: str) -> bool:
-    """Take a prefix off the values of `names` once; return whether there was one."""
+    """Remove a prefix from the values of `names` once; return whether one had it."""
     prefixed = [key for key, name in names.items() if name.startswith(prefix)]
     for key in prefixed:
         names[key] = names[key].removeprefix(prefix)

@@ -1,4 +1,4 @@
-"""Which checkpoints there are: nanochat's guesses, from names in directories alone."""
+"""Find checkpoints as nanochat guesses them: by names in directories alone."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ _MODEL_NAME = re.compile(r"model_(\d+)\.pt$")
 # A prefix match: `d20_run2` counts as depth 20.
 _DEPTH_TAG = re.compile(r"d(\d+)")
 
-# The directory that each stage of nanochat's training saves to.
+# The directory to which each training stage of nanochat saves.
 _SOURCE_DIRECTORIES = {
     "base": "base_checkpoints",
     "sft": "chatsft_checkpoints",
@@ -23,14 +23,14 @@ _SOURCE_DIRECTORIES = {
 
 @dataclass(frozen=True)
 class StepPaths:
-    """Where the files of one step lie. Numbers are padded to 6 digits, and longer from a million on."""
+    """Where the files of one step are. Numbers have 6 digits, and more from a million on."""
 
     directory: _Path
     step: int
 
     @property
     def model(self) -> str:
-        """The state dict of the model. Its presence is what makes the step findable."""
+        """The state dict of the model: the file by which a step is found."""
         return os.path.join(self.directory, f"model_{self.step:06d}.pt")
 
     @property
@@ -40,7 +40,7 @@ class StepPaths:
 
     @property
     def manifest(self) -> str:
-        """What belongs together: the save id, the number of shards, the SHA-256 of the meta."""
+        """The manifest: the save id, the number of shards, the SHA-256 of the meta."""
         return os.path.join(self.directory, f"manifest_{self.step:06d}.json")
 
     def optimizer(self, rank: int) -> str:
@@ -55,14 +55,17 @@ def find_largest_model(checkpoints_dir: _Path) -> str:
         checkpoints_dir: A directory whose subdirectories are model tags.
 
     Returns:
-        The tag `d<number>...` of the highest number; where no tag is of that form, the tag whose
+        The tag `d<number>...` with the highest number. If no tag has this form, the tag whose
         directory changed last.
 
     Raises:
-        FileNotFoundError: There is no such directory, or no directory in it.
+        FileNotFoundError: The directory does not exist, or has no subdirectory.
 
     Example:
-        >>> find_largest_model("runs/base_checkpoints")  # holds d12 and d20
+        >>> import os
+        >>> os.makedirs("runs/d12")
+        >>> os.makedirs("runs/d20")
+        >>> find_largest_model("runs")
         'd20'
     """
     tags = [
@@ -79,7 +82,7 @@ def find_largest_model(checkpoints_dir: _Path) -> str:
 
 
 def _is_directory(path: str) -> bool:
-    # Not os.path.isdir: it takes a disk that fails for a tag that is not there.
+    # Not os.path.isdir: it says False of a directory on a disk that fails.
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except FileNotFoundError:
@@ -93,10 +96,12 @@ def find_last_step(checkpoint_dir: _Path) -> int:
     rank 0. Steps are compared as numbers.
 
     Raises:
-        FileNotFoundError: There is no such directory, or no model in it.
+        FileNotFoundError: The directory does not exist, or has no model.
 
     Example:
-        >>> find_last_step("runs/base_checkpoints/d12")  # holds model_000100.pt
+        >>> import fastckpt, torch
+        >>> fastckpt.save_checkpoint("runs/d12", 100, {"w": torch.ones(2)}, None, {"step": 100})
+        >>> find_last_step("runs/d12")
         100
     """
     steps = list_steps(checkpoint_dir)
@@ -115,16 +120,16 @@ def source_directory(source: str) -> str:
     """Return the directory of model tags of a training stage: "base", "sft" or "rl".
 
     Raises:
-        KeyError: `source` is none of these.
+        KeyError: `source` is not one of these.
     """
     name = _SOURCE_DIRECTORIES[source]
     return os.path.join(_base_directory(), name)
 
 
 def _base_directory() -> str:
-    """Return nanochat's base directory, and make it; the environment is read at each call."""
+    """Return the base directory of nanochat, and create it; the environment is read at each call."""
     try:
-        # A fork of nanochat may keep its files elsewhere: its own word counts.
+        # A fork of nanochat may have another base directory, and says so.
         nanochat_common = importlib.import_module("nanochat.common")
     except ImportError:
         default = os.path.join(os.path.expanduser("~"), ".cache", "nanochat")

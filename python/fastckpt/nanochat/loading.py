@@ -1,8 +1,9 @@
-"""Loading the files of one step, all of one save, and finding the steps that can be loaded."""
+"""Load the files of one step, all of one save, and find the steps that can be loaded."""
 
 import errno
 import operator
 import os
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -10,13 +11,14 @@ import torch
 from fastckpt._archive import load
 from fastckpt._steps.parts import Part
 from fastckpt._steps.saves import StepSave, read_save
-from fastckpt._steps.survey import survey_steps
+from fastckpt._steps.survey import StepFiles, survey_step, survey_steps
 from fastckpt._verify.verify import Status
 from fastckpt._verify.verify import verify as verify_paths
 from fastckpt.errors import CheckpointError, IncompleteCheckpointError
 
 from .discovery import StepPaths
 from .meta import decode_meta
+from .world_size import shards_check
 
 _Path = str | os.PathLike[str]
 
@@ -27,12 +29,18 @@ def load_checkpoint(
     device: str | torch.device,
     load_optimizer: bool = False,
     rank: int = 0,
+    *,
+    world_size: int | None = None,
 ) -> tuple[Any, Any, Any]:
     """Load the files of a step, as nanochat (92d63d4) does, with every byte of them checked.
 
-    All parts are of one save. With `load_optimizer` the step has to be whole: every rank's shard
-    must be there, so that all ranks load the same save or none does. Where a save of the step was
-    interrupted while it replaced an older one, the older is loaded.
+    All parts are of one save. With `load_optimizer` the step must be whole: every rank's shard is there,
+    so that all ranks load the same save or none does. If a save of the step was interrupted while it
+    replaced an older one, the older one is loaded.
+
+    Each rank loads its own shard, so as many ranks must resume as have saved. One process without a
+    process group counts as one rank; a rank above 0 without a process group is taken for a tool that
+    reads one shard, and gets it.
 
     The tensors lie in private memory of their own: they may be trained in place, and the files may be
     overwritten or removed. The RNG is not touched.
@@ -41,31 +49,39 @@ def load_checkpoint(
         checkpoint_dir: Directory of the run.
         step: Number of the step; numpy integers work.
         device: Where the tensors go: "cpu", "cuda:0", "meta", or a torch.device.
-        load_optimizer: Load the optimizer shard of `rank` too.
-        rank: Whose optimizer shard.
+        load_optimizer: Whether to load the optimizer shard of `rank` too.
+        rank: Whose optimizer shard to load.
+        world_size: How many shards the step has [default: as many as there are ranks]. With this, the
+            shard of `rank` is returned as it is, whoever loads it.
 
     Returns:
         (model_data, optimizer_data, meta_data); optimizer_data is None unless `load_optimizer`.
 
     Raises:
-        FileNotFoundError: There is nothing of this step.
+        FileNotFoundError: There are no files of this step.
         IncompleteCheckpointError: A file of the step is missing or of another save; it is a
             FileNotFoundError too. Names the file and the newest good step.
         ChecksumError: The bytes of a tensor or of the meta are not those that were written.
         FormatError: A file is not what its name says.
         UnsafePickleError: A file asks for more than torch.load(weights_only=True) allows.
+        ValueError: The step was saved by another number of ranks than load it, or than `world_size`
+            says. Names both numbers. The step itself is good.
 
     Example:
-        >>> model_data, optimizer_data, meta = load_checkpoint(
-        ...     "runs/d12", 100, "cpu", load_optimizer=True
-        ... )
+        >>> import fastckpt, torch
+        >>> fastckpt.save_checkpoint("runs/d12", 100, {"w": torch.ones(2)}, None, {"step": 100})
+        >>> model_data, optimizer_data, meta = load_checkpoint("runs/d12", 100, "cpu")
+        >>> model_data["w"], optimizer_data, meta
+        (tensor([1., 1.]), None, {'step': 100})
     """
     step = operator.index(step)
     directory = os.fspath(checkpoint_dir)
+    check = shards_check(directory, step, world_size=world_size, may_be_alone=rank > 0)
     try:
-        save = open_save(
-            directory, step, optimizer=load_optimizer, rank=rank if load_optimizer else None
-        )
+        if load_optimizer:
+            save = open_save(directory, step, optimizer=True, rank=rank, check_shards=check)
+        else:
+            save = open_save(directory, step, optimizer=False)
         model_data = load_part(save.model, device)
         optimizer_data = None if save.shard is None else load_part(save.shard, device)
         return model_data, optimizer_data, decode_meta(save.meta_bytes, save.meta)
@@ -74,7 +90,14 @@ def load_checkpoint(
         raise
 
 
-def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = None) -> StepSave:
+def open_save(
+    directory: str,
+    step: int,
+    *,
+    optimizer: bool,
+    rank: int | None = None,
+    check_shards: Callable[[int], None] | None = None,
+) -> StepSave:
     """Open the newest whole save of a step; see `read_save`, whose errors it raises."""
     try:
         # Not os.path.isdir, which calls a directory absent that cannot be read.
@@ -83,11 +106,11 @@ def open_save(directory: str, step: int, *, optimizer: bool, rank: int | None = 
         path = StepPaths(directory, step).model
         message = f"no checkpoint of step {step}, since there is no directory {directory}"
         raise FileNotFoundError(errno.ENOENT, message, path) from error
-    return read_save(directory, step, optimizer=optimizer, rank=rank)
+    return read_save(directory, step, optimizer=optimizer, rank=rank, check_shards=check_shards)
 
 
 def load_part(part: Part, device: str | torch.device) -> Any:
-    """Load one archive to a device; all that nanochat loads from disk comes through here."""
+    """Load one archive to a device; every archive of a step comes through here."""
     archive = part.archive
     if archive is None or archive.kind == "torchscript":
         return load.load(part.path, map_location=device)
@@ -102,26 +125,30 @@ def find_last_good_step(
 ) -> int:
     """Find the highest step that is whole: model, meta and every rank's shard, of one save.
 
-    Where `find_last_step` tells which step was saved last, this tells from which a run can go on.
-    Steps whose archives carry no save id, such as nanochat's own, are whole with a model, a meta and
-    shards 0 to the highest without a gap.
+    `find_last_step` finds the step that was saved last; this finds the one to resume from. A step whose
+    archives carry no save id, as nanochat writes it, is whole if it has a model, a meta, and shards 0 to
+    the highest without a gap.
 
     Args:
         checkpoint_dir: Directory of the run.
-        world_size: Take only steps with the shards of exactly so many ranks; any number by default.
-        verify: "quick" looks at the structure of each file, its size, and what it says of its save.
-            "full" reads every byte of the step too, at the speed of the disk.
+        world_size: Take only steps with the shards of exactly this many ranks [default: of any number].
+        verify: "quick" checks the structure and size of each file, and which save it is of. "full" also
+            reads every byte of the step, at the speed of the disk.
 
     Returns:
-        The step. `load_checkpoint(..., load_optimizer=True)` loads it on every rank.
+        The step. `load_checkpoint(..., load_optimizer=True)` loads it on as many ranks as saved it.
 
     Raises:
-        FileNotFoundError: There is no such directory, or no step in it.
-        IncompleteCheckpointError: None of the steps is whole; says why of the newest.
+        FileNotFoundError: The directory does not exist, or has no step.
+        IncompleteCheckpointError: No step is whole (and of `world_size` ranks); says why the newest is not.
         OSError: A file cannot be read.
 
     Example:
-        >>> find_last_good_step("runs/d12")  # the run was killed while step 200 was being saved
+        >>> import fastckpt, os, torch
+        >>> for step in (100, 200):
+        ...     fastckpt.save_checkpoint("runs/d12", step, {"w": torch.ones(2)}, None, {})
+        >>> os.remove("runs/d12/meta_000200.json")  # as if the run had been killed while it saved
+        >>> find_last_good_step("runs/d12")
         100
     """
     if verify not in ("quick", "full"):
@@ -138,7 +165,8 @@ def find_last_good_step(
             return step
     if not reason:
         raise FileNotFoundError(f"No checkpoints found in {checkpoint_dir}")
-    message = f"no step in {directory} is whole; of the newest: {reason}"
+    asked = "" if world_size is None else f" and saved by {world_size} ranks"
+    message = f"no step in {directory} is whole{asked}; of the newest: {reason}"
     raise IncompleteCheckpointError(message, path=directory)
 
 
@@ -146,8 +174,8 @@ def newest_good_model(directory: str) -> tuple[int, list[int]]:
     """Return the highest step whose model and meta are whole, and those above it that are not.
 
     Raises:
-        FileNotFoundError: There is no such directory, or no step in it.
-        IncompleteCheckpointError: None of the steps has both.
+        FileNotFoundError: The directory does not exist, or has no step.
+        IncompleteCheckpointError: No step has both.
     """
     passed_over: list[int] = []
     reason = ""
@@ -166,7 +194,7 @@ def newest_good_model(directory: str) -> tuple[int, list[int]]:
 
 
 def add_advice(error: Exception, directory: str, step: int) -> None:
-    """Say in an error from which other step a run could go on."""
+    """Add to an error from which other step training could resume."""
     advice = _advice(directory, step)
     if isinstance(error, CheckpointError):
         if len(error.args) == 1:  # The message alone.
@@ -191,17 +219,26 @@ def _advice(directory: str, step: int) -> str:
     return "no other step here is whole" if others else "there is no other step here"
 
 
+def has_model(directory: str, step: int) -> bool:
+    """Whether there is a model of a step, visible or kept; a directory that is not there has none.
+
+    Raises:
+        OSError: The directory cannot be listed.
+    """
+    try:
+        return _has_model(survey_step(directory, step))
+    except FileNotFoundError:
+        return False
+
+
 def _steps(directory: str) -> list[int]:
     """Return the steps that have a model, visible or kept, highest first."""
-    steps = survey_steps(directory).values()
-    return sorted(
-        (
-            files.step
-            for files in steps
-            if files.model is not None or any(kept.model for kept in files.kept.values())
-        ),
-        reverse=True,
-    )
+    steps = filter(_has_model, survey_steps(directory).values())
+    return sorted((files.step for files in steps), reverse=True)
+
+
+def _has_model(files: StepFiles) -> bool:
+    return files.model is not None or any(kept.model for kept in files.kept.values())
 
 
 def _check_step(directory: str, step: int, world_size: int | None, verify: str) -> None:

@@ -1,4 +1,4 @@
-"""The log of nanochat's checkpoint manager, under the name that its users filter by."""
+"""The log of `nanochat.checkpoint_manager`, under the name by which its users filter."""
 
 import logging
 import os

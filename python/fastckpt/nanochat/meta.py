@@ -1,4 +1,4 @@
-"""The meta file of a step: JSON, in exactly the bytes that nanochat writes."""
+"""The meta file of a step: JSON, byte for byte as nanochat writes it."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ def encode_meta(meta_data: object) -> bytes:
 
     Raises:
         TypeError: JSON cannot express the object.
-        ValueError: it contains itself.
+        ValueError: The object contains itself.
     """
     return json.dumps(meta_data, indent=2).encode("ascii")
 
@@ -23,7 +23,7 @@ def decode_meta(data: bytes, path: str) -> Any:
     """Decode the contents of a meta file as Python's json does, `Infinity` and `NaN` included.
 
     Raises:
-        FormatError: It is not JSON in UTF-8.
+        FormatError: The bytes are not JSON in UTF-8.
     """
     try:
         return json.loads(data.decode("utf-8"))

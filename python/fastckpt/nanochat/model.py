@@ -1,8 +1,10 @@
 """From the files of a step to a model that is ready to run."""
 
 import importlib
+import operator
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,16 @@ from fastckpt.errors import CheckpointError, FormatError
 
 from .compat import patch_config, patch_parameters, strip_wrapper_prefixes, widen_bfloat16
 from .discovery import StepPaths, find_largest_model, source_directory
-from .loading import add_advice, load_checkpoint, load_part, newest_good_model, open_save
+from .loading import (
+    add_advice,
+    has_model,
+    load_checkpoint,
+    load_part,
+    newest_good_model,
+    open_save,
+)
 from .log import log0, logger
+from .world_size import shards_check
 
 _Path = str | os.PathLike[str]
 
@@ -31,38 +41,41 @@ def build_model(
 ) -> tuple[Any, Any, Any]:
     """Build the model of a step, as nanochat (92d63d4) does.
 
-    The model is made on the meta device, so its weights take no memory until `init_weights()`, which
-    makes the tables that are not in the file and consumes the global RNG. The loaded tensors then
-    become its parameters without a copy. Checkpoints of older nanochats, of compiled models and of
-    models under DistributedDataParallel are patched; each patch is logged.
+    The model is made on the meta device, so its weights take no memory until `init_weights()`. That
+    makes the tables that are not in the file, and consumes the global RNG. The loaded tensors then
+    become the parameters without a copy. Checkpoints of older versions of nanochat, of compiled models
+    and of models under DistributedDataParallel are patched; each patch is logged.
 
     Args:
         checkpoint_dir: Directory of the run.
         step: Number of the step.
         device: Where the model goes. On the CPU and on MPS, bfloat16 weights become float32.
         phase: "train" or "eval", the mode in which the model is returned.
-        model_class: Takes a config; nanochat's GPT by default. Has `init_weights()`.
-        config_class: Takes the items of `meta["model_config"]`; nanochat's GPTConfig by default.
-        tokenizer: Has `get_vocab_size()`; nanochat's own by default.
+        model_class: Takes a config, and has `init_weights()` [default: nanochat.gpt.GPT].
+        config_class: Takes the items of `meta["model_config"]` [default: nanochat.gpt.GPTConfig].
+        tokenizer: Has `get_vocab_size()` [default: what nanochat.tokenizer.get_tokenizer returns].
 
     Returns:
         (model, tokenizer, meta_data)
 
     Raises:
-        AssertionError: The phase is neither, or the tokenizer's vocabulary is not the model's size.
+        AssertionError: The phase is another one, or tokenizer and model have vocabularies of different
+            sizes.
         ModuleNotFoundError: nanochat is not installed, and a class or the tokenizer is not given.
         KeyError: The meta has no `model_config`.
         TypeError: `config_class` does not know one of its items.
-        RuntimeError: The tensors are not those of the model, in name or in shape.
+        RuntimeError: Names or shapes of the tensors are not those of the model.
         CheckpointError, FileNotFoundError: As for `load_checkpoint`.
 
     Example:
-        >>> model, tokenizer, meta = build_model("runs/d12", 100, "cpu", "eval")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = build_model("runs/d12", 100, "cpu", "eval")  # doctest: +SKIP
     """
     if phase not in _PHASES:
         raise AssertionError(f"Invalid phase: {phase}")
     device = torch.device(device)
-    # What has to come from nanochat is looked up first: better no model at all than after a minute.
+    # What has to come from nanochat is looked up first: better to fail now than after a minute of loading.
     model_class = model_class or _from_nanochat("gpt", "GPT", "model_class")
     config_class = config_class or _from_nanochat("gpt", "GPTConfig", "config_class")
     get_tokenizer = _tokenizer_source(tokenizer)
@@ -101,15 +114,15 @@ def load_model_from_dir(
     config_class: Callable[..., Any] | None = None,
     tokenizer: Any = None,
 ) -> tuple[Any, Any, Any]:
-    """Build a model out of a directory of model tags, as nanochat (92d63d4) does.
+    """Build a model from a directory of model tags, as nanochat (92d63d4) does.
 
     Args:
         checkpoints_dir: Directory whose subdirectories are model tags.
         device: As for `build_model`.
         phase: As for `build_model`.
-        model_tag: Which of them; by default that which `find_largest_model` guesses.
-        step: Which step; by default the last whose model and meta are whole. Where that is not the
-            last that there is, a warning says so.
+        model_tag: Which of them [default: the one that `find_largest_model` guesses].
+        step: Which step [default: the last one whose model and meta are whole]. A warning names later
+            ones that are not.
         model_class: As for `build_model`.
         config_class: As for `build_model`.
         tokenizer: As for `build_model`.
@@ -118,11 +131,15 @@ def load_model_from_dir(
         (model, tokenizer, meta_data)
 
     Raises:
-        FileNotFoundError: There is no model tag, or no step in it; else as for `build_model`.
-        IncompleteCheckpointError: No step has both a model and a meta that belong together.
+        FileNotFoundError: There is no model tag, or no step in it. Otherwise as for `build_model`.
+        IncompleteCheckpointError: No step has a model and a meta of the same save.
 
     Example:
-        >>> model, tokenizer, meta = load_model_from_dir("runs", "cpu", "eval", model_tag="d12")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = load_model_from_dir(
+        ...     "runs", "cpu", "eval", model_tag="d12"
+        ... )  # doctest: +SKIP
     """
     if model_tag is None:
         model_tag = find_largest_model(checkpoints_dir)
@@ -143,23 +160,25 @@ def load_model_from_dir(
 
 
 def load_model(source: str, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
-    """Build a model of one of nanochat's training stages, as nanochat (92d63d4) does.
+    """Build the model of a training stage of nanochat, as nanochat (92d63d4) does.
 
     Args:
-        source: "base", "sft" or "rl": the directory `base_checkpoints`, `chatsft_checkpoints` or
-            `chatrl_checkpoints` of nanochat's base directory, which is $NANOCHAT_BASE_DIR, else
-            `~/.cache/nanochat`.
-        *args: What `load_model_from_dir` takes after its first.
-        **kwargs: The same, by name.
+        source: The stage: "base", "sft" or "rl". Its runs are in `base_checkpoints`,
+            `chatsft_checkpoints` or `chatrl_checkpoints` of the base directory, which is
+            $NANOCHAT_BASE_DIR [default: `~/.cache/nanochat`].
+        *args: Arguments of `load_model_from_dir` after the first.
+        **kwargs: The same by name.
 
     Returns:
         (model, tokenizer, meta_data)
 
     Raises:
-        KeyError: `source` is none of these; else as for `load_model_from_dir`.
+        KeyError: `source` is not one of these. Otherwise as for `load_model_from_dir`.
 
     Example:
-        >>> model, tokenizer, meta = load_model("sft", "cpu", phase="eval")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = load_model("sft", "cpu", phase="eval")  # doctest: +SKIP
     """
     return load_model_from_dir(source_directory(source), *args, **kwargs)
 
@@ -170,29 +189,35 @@ def load_optimizer_state(
     rank: int,
     model_tag: str | None = None,
     step: int | None = None,
+    *,
+    world_size: int | None = None,
 ) -> Any:
     """Load the optimizer shard of one rank alone, as nanochat (92d63d4) does.
 
     Args:
         source: "base", "sft" or "rl", as for `load_model`.
         device: Where the tensors go.
-        rank: Whose shard.
-        model_tag: By default that which `find_largest_model` guesses.
-        step: By default the one that `load_model` would load the model of.
+        rank: Whose shard to load.
+        model_tag: Which run [default: the one that `find_largest_model` guesses].
+        step: Which step [default: the one whose model `load_model` would load].
+        world_size: How many shards the step has, as for `load_checkpoint`.
 
     Returns:
-        The optimizer's state dict, of the same save as the model; None where that rank has no file
-        and the step was not saved with one.
+        The optimizer's state dict, of the same save as the model. None, with a log line, where the rank
+        has no file: the step is not there, or was not saved with a shard of this rank.
 
     Raises:
-        KeyError: `source` is none of these.
+        KeyError: `source` is not one of these.
         FileNotFoundError: There is no model tag, or no step in it.
         IncompleteCheckpointError: The rank's file is missing although the step was saved with one,
-            or it is of another save. Names the file and the newest good step.
+            or the file is of another save. Names the file and the newest good step.
         CheckpointError: As for `load_checkpoint`.
+        ValueError: The step was saved by another number of ranks, as for `load_checkpoint`.
 
     Example:
-        >>> state = load_optimizer_state("base", "cpu", rank=0)
+        With nanochat's directories on this machine:
+
+        >>> state = load_optimizer_state("base", "cpu", rank=0)  # doctest: +SKIP
     """
     checkpoints_dir = source_directory(source)
     if model_tag is None:
@@ -200,19 +225,35 @@ def load_optimizer_state(
     checkpoint_dir = os.path.join(checkpoints_dir, model_tag)
     if step is None:
         step = _newest_model(checkpoint_dir)
-    path = StepPaths(checkpoint_dir, step).optimizer(rank)
+    step = operator.index(step)
     try:
-        if not os.path.exists(path):
-            model = open_save(checkpoint_dir, step, optimizer=False).model
-            if rank >= model.shards:
-                log0(f"Optimizer checkpoint not found: {path}")
-                return None
-        log0(f"Loading optimizer state from {path}")
-        save = open_save(checkpoint_dir, step, optimizer=False, rank=rank)
-        return None if save.shard is None else load_part(save.shard, device)
+        return _load_shard(checkpoint_dir, step, device, rank, world_size)
     except (CheckpointError, FileNotFoundError) as error:
         add_advice(error, checkpoint_dir, step)
         raise
+
+
+def _load_shard(
+    directory: str, step: int, device: str | torch.device, rank: int, world_size: int | None
+) -> Any:
+    path = StepPaths(directory, step).optimizer(rank)
+    check = partial(shards_check, directory, step, world_size=world_size)
+    # A rank without a shard cannot take a part for the whole; but the ranks of a group must not differ.
+    if not os.path.exists(path) and not _has_shard(directory, step, rank, check(may_be_alone=True)):
+        log0(f"Optimizer checkpoint not found: {path}")
+        return None
+    log0(f"Loading optimizer state from {path}")
+    check_shards = check(may_be_alone=rank > 0)
+    save = open_save(directory, step, optimizer=False, rank=rank, check_shards=check_shards)
+    return None if save.shard is None else load_part(save.shard, device)
+
+
+def _has_shard(directory: str, step: int, rank: int, check_shards: Callable[[int], None]) -> bool:
+    """Whether a rank has saved a shard, according to the step's model; the file may be gone or renamed."""
+    if not has_model(directory, step):
+        return False
+    model = open_save(directory, step, optimizer=False, check_shards=check_shards).model
+    return rank < model.shards
 
 
 def _newest_model(checkpoint_dir: str) -> int:
@@ -232,7 +273,7 @@ def _assemble(
     with torch.device("meta"):
         model = model_class(config)
     model.to_empty(device=device)
-    # For the tables that are no parameters and in no file, such as the rotary embeddings.
+    # For tables that are not parameters and not in the file, such as the rotary embeddings.
     model.init_weights()
     model.load_state_dict(model_data, strict=True, assign=True)
     return model
@@ -249,14 +290,14 @@ def _as_state_dict(model_data: Any, path: str) -> Mapping[str, Any]:
 
 
 def _device_of(model_data: dict[str, Any], default: torch.device) -> torch.device:
-    """Return where the tensors are: "cuda" is asked for, "cuda:0" is got."""
+    """Return where the tensors are: whoever asks for "cuda" gets "cuda:0"."""
     return next(
         (value.device for value in model_data.values() if isinstance(value, torch.Tensor)), default
     )
 
 
 def _tokenizer_source(tokenizer: Any) -> Callable[[], Any]:
-    """Return what gives the tokenizer; nanochat reads its own from disk only when the model is built."""
+    """Return what gives the tokenizer; nanochat reads it from disk only when the model is built."""
     if tokenizer is not None:
         return lambda: tokenizer
     get_tokenizer: Callable[[], Any] = _from_nanochat("tokenizer", "get_tokenizer", "tokenizer")
@@ -269,8 +310,8 @@ def _from_nanochat(module: str, name: str, keyword: str) -> Any:
         return getattr(importlib.import_module(f"nanochat.{module}"), name)
     except ModuleNotFoundError as error:
         if error.name not in ("nanochat", f"nanochat.{module}"):
-            raise  # nanochat is there, and something that it needs is not: its own words say more.
+            raise  # nanochat is there, and something that it needs is not: that error says more.
         raise ModuleNotFoundError(
-            f"nanochat's {name} is needed: install nanochat, or give one of your own as {keyword}=",
+            f"nanochat's {name} is needed: install nanochat, or pass your own as {keyword}=",
             name=error.name,
         ) from error

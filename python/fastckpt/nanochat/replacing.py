@@ -1,7 +1,7 @@
-"""Saving a step again: what was whole stays loadable until the new save is whole.
+"""Save a step again: what was whole stays loadable until the new save is whole.
 
-A file that is about to be replaced gets a second, hidden name first. Whoever saves the last part of
-the new save removes the hidden names; so does every later save of the step.
+A file that is about to be replaced gets a second, hidden name first: it is *kept*. Whoever saves the last
+part of the new save removes the hidden names; so does every later save of the step.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastckpt.errors import CheckpointError
 
 from .log import logger
 
-# Saves that never became whole and may do so yet, of which files are kept. More than that are the
-# traces of a run in which some ranks never save, and would fill the disk.
+# How many saves that never became whole, and may do so yet, have their files kept. More are traces of a run
+# in which some ranks never save, and would fill the disk.
 _UNFINISHED_MAX = 2
 
 
@@ -28,8 +28,8 @@ def keep_replaced(
 ) -> None:
     """Give each of these files a second name, if it is there.
 
-    The next `commit.publish` makes the second names durable before it renames anything. Damaged
-    files are of no use to anybody, and are not kept.
+    The next `commit.publish` makes the second names durable before it renames anything. Damaged files
+    are of no use, and are not kept.
 
     Raises:
         OSError: A file cannot be read or linked. Nothing has been replaced then.
@@ -37,7 +37,7 @@ def keep_replaced(
     try:
         _keep_replaced(commit, directory, step, names, save_id)
     except OSError as error:
-        # Where it comes from the core, it says so already.
+        # An error of the core says so already.
         if error.strerror and ", while " not in error.strerror:
             error.strerror += ", while keeping the file that is replaced"
         raise
@@ -50,8 +50,8 @@ def _keep_replaced(
     if files is None:
         return
     if files.kept:
-        # Where there are no hard links, an interrupted save has moved files aside: what it left may
-        # be the only names there are, and not durable yet.
+        # Without hard links, an interrupted save has moved files aside: the names that it left may be the
+        # only ones, and not durable yet.
         commit.sync_directory(directory)
     opened = OpenedFiles(directory, files)
     there = {*files.names()}
@@ -63,17 +63,17 @@ def _keep_replaced(
         except (CheckpointError, FileNotFoundError):
             continue
         if replaced != save_id:
-            # Where it answers that there is no file, somebody has deleted it since it was opened.
+            # If it answers that there is no file, another process has deleted it since it was opened.
             commit.keep(os.path.join(directory, name), replaced)
 
 
 def release_kept(commit: _native.Commit, directory: str) -> None:
     """Remove the second names of files that a newer, whole save of their step has replaced.
 
-    Of all steps: a save that was killed may have left some of a step that is never saved again.
+    For all steps: a save that was killed may have left some in a step that is never saved again.
 
-    Before that, the directory is fsynced: the new names may be those of other ranks, which have not
-    come to their fsync yet.
+    The directory is fsynced first: the new names may be those of other ranks, which have not come to
+    their fsync yet.
     """
     try:
         kept = [files for files in survey_steps(directory).values() if files.kept]
@@ -81,7 +81,7 @@ def release_kept(commit: _native.Commit, directory: str) -> None:
         if superseded:
             commit.discard(directory, superseded)
     except FileNotFoundError:
-        # Another rank removes the same files.
+        # Another rank is removing the same files.
         return
     except OSError as error:
         # The save is whole and durable; what is left takes space, and the next save tries again.
@@ -91,9 +91,9 @@ def release_kept(commit: _native.Commit, directory: str) -> None:
 def release_unreplaced(
     commit: _native.Commit, directory: str, step: int, names: Iterable[str]
 ) -> None:
-    """After a save that failed, remove the second names of its files that still have their first.
+    """After a failed save, remove the second names of the files that still have their first.
 
-    Only of files of this rank: another may be about to replace its own.
+    Only for files of this rank: another rank may be about to replace its own.
     """
     own = {*names}
     try:
@@ -104,11 +104,11 @@ def release_unreplaced(
             if own_name(name) in own and _is_same_file(directory, name, own_name(name))
         ]
         if unreplaced:
-            # Not after an fsync: that of this directory may be what has failed, and these files have
-            # their own names still.
+            # Without an fsync before: that of this directory may be what has failed, and these files still
+            # have their own names.
             commit.discard(directory, judged_names(directory, unreplaced), after_sync=False)
     except OSError as error:
-        # The error of the save is the one to raise.
+        # The caller raises the error of the save.
         logger.warning(f"Second names of files in {directory} could not be removed: {error}")
 
 
@@ -116,12 +116,12 @@ def _superseded(directory: str, files: StepFiles) -> list[Judged]:
     try:
         return superseded_names(directory, files)
     except (CheckpointError, FileNotFoundError):
-        # Other ranks are not finished.
+        # Other ranks have not finished.
         return _unfinished(directory, files)
 
 
 def _unfinished(directory: str, files: StepFiles) -> list[Judged]:
-    """Return the second names in a step that was never whole, except for those of the last saves."""
+    """Return the second names in a step that was never whole, except those of the last few saves."""
     by_age = sorted(files.kept.values(), key=lambda kept: _write_time(directory, kept))
     names = [name for kept in by_age[:-_UNFINISHED_MAX] for name in kept.names()]
     return judged_names(directory, names)

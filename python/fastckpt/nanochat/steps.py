@@ -1,4 +1,4 @@
-"""Saving one step: all the files of a rank, so that the step is there whole or not at all.
+"""Save one step: all the files of a rank, so that the step is there whole or not at all.
 
 This is the one place that knows which files a step has and in which order they appear.
 """
@@ -36,43 +36,51 @@ def save_checkpoint(
     *,
     world_size: int | None = None,
 ) -> None:
-    """Save one rank's files of a step, as nanochat (92d63d4) does, durably and without half steps.
+    """Save one rank's files of a step, as nanochat (92d63d4) does, durably and atomically.
 
-    Rank 0 saves the model and the meta; every rank whose `optimizer_data` is not None saves that as
+    Rank 0 saves the model and the meta. Every rank whose `optimizer_data` is not None saves that as
     its shard. There is no collective and no waiting for other ranks: call it on all ranks, or on the
-    master alone. The tensors may live on any device and are not changed; nor is any RNG.
+    master alone. The tensors may live on any device. They are not changed, and neither is any RNG.
 
     On return, this rank's files are on disk under their names: written, fsynced, renamed, and the
     directory fsynced. The step as a whole is durable once all ranks have returned; see
-    `barrier_commit`. The archives of one save carry the same save id, on which the ranks agree
-    through torch.distributed's store, so that a loader never takes parts of two saves for one. Rank 0
-    also writes `manifest_{step:06d}.json`, which ties the meta to them; a copy without it loads too.
+    `barrier_commit`.
 
-    Shard, manifest and meta become visible first and `model_*.pt` last, since that is the file by
-    which a step is found. A crash before that leaves every other step as it was. Saving a step that
-    is there already keeps the replaced files under hidden names until the new save is whole, on all
-    ranks: a crash in between leaves the old save loadable.
+    The archives of one save carry the same save id, so that a loader never takes parts of two saves for
+    one. The ranks agree on the id through torch.distributed's store. Without a process group they cannot:
+    rank 0 then makes an id for itself, and a shard of a rank above 0 carries none and does not count as
+    part of the step. Rank 0 also writes `manifest_{step:06d}.json`, which ties the meta to the archives;
+    a copy without it loads too.
+
+    Shard, manifest and meta become visible first, and `model_*.pt` last, since that is the file by
+    which a step is found. A crash before that leaves every other step as it was. If the step is there
+    already, the replaced files stay under hidden names until the new save is whole on all ranks: a crash
+    in between leaves the old save loadable.
 
     Args:
-        checkpoint_dir: Directory of the run; made where it is missing.
+        checkpoint_dir: Directory of the run; created if it is missing.
         step: Number of the step; numpy integers work.
         model_data: State dict of the model; used on rank 0 only.
-        optimizer_data: State dict of the optimizer, or None to save none.
+        optimizer_data: State dict of the optimizer, or None to save no optimizer state.
         meta_data: What JSON can express; used on rank 0 only. Infinity and NaN are accepted.
         rank: This process's rank.
-        world_size: Number of ranks that save optimizer state; the step is whole when all have.
-            By default that of torch.distributed, 1 where that is not initialised. Give 1 where the
-            master alone saves the state of all ranks.
+        world_size: How many ranks save optimizer state; the step is whole when all have [default: the
+            size of the process group, 1 without one]. Pass 1 if the master alone saves the state of
+            all ranks, and pass 1 to `load_checkpoint` then, too. More than 1 needs a process group.
 
     Raises:
-        TypeError: JSON cannot express `meta_data`. Nothing has been written then, nor where a state
-            dict cannot be pickled.
-        OSError: Writing failed. The files that were there before are untouched. Where the disk has
-            too little space, that is known before anything is written.
+        TypeError: JSON cannot express `meta_data`. Nothing has been written.
+        ValueError: `world_size` is above 1 and there is no process group, or it does not count this
+            `rank`: no loader would take the shards for one step. Nothing has been written.
+        OSError: Writing failed. The files that were there before are untouched. A lack of disk space is
+            known before anything is written.
         CommitUnknownError: The last fsync failed: the files are there, but may not survive a power
             cut.
 
     Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> save_checkpoint(
         ...     "runs/d12", 100, model.state_dict(), optimizer.state_dict(), {"step": 100}
         ... )
@@ -82,7 +90,7 @@ def save_checkpoint(
     mark = begin_save(
         checkpoint_dir, step, rank, saves_optimizer=saves_optimizer, world_size=world_size
     )
-    # All is encoded before anything is written: what cannot be saved must not cost a file.
+    # Everything is encoded before anything is written: what cannot be saved must not cost a file.
     paths = StepPaths(checkpoint_dir, step)
     files = _RankFiles(paths, mark)
     if rank == 0:
@@ -108,7 +116,7 @@ class _Archive:
 
 @dataclass
 class _RankFiles:
-    """What one rank saves of a step."""
+    """The files of a step that one rank saves."""
 
     paths: StepPaths
     mark: SaveMark
@@ -117,11 +125,11 @@ class _RankFiles:
     model: _Archive | None = None
 
     def archives(self) -> Iterator[_Archive]:
-        """Yield the archives that there are, in the order in which they are written."""
+        """Yield the archives in the order in which they are written."""
         yield from filter(None, (self.shard, self.model))
 
     def nbytes(self) -> int:
-        """Return the size of all of them together."""
+        """Return the size of all files together."""
         small = 0 if self.meta is None else len(self.meta) + _MANIFEST_NBYTES
         return small + sum(
             save.nbytes_of(archive.path, archive.pickled) for archive in self.archives()
@@ -158,7 +166,7 @@ def _write(commit: _native.Commit, files: _RankFiles) -> None:
 
 
 def _replace(commit: _native.Commit, files: _RankFiles) -> None:
-    """Make the files visible, the model last, and keep what they replace until the step is whole."""
+    """Make the files visible, the model last; what they replace stays until the step is whole."""
     paths = files.paths
     directory, step = os.fspath(paths.directory), paths.step
     logged = {archive.path: archive.contents for archive in files.archives()}
@@ -192,7 +200,7 @@ def _publish(commit: _native.Commit, paths: Sequence[str], logged: dict[str, str
 
 
 def _existing(directory: str) -> str:
-    """Return the directory, or the nearest above it that exists already."""
+    """Return the directory, or its nearest parent that exists."""
     while not os.path.isdir(directory or "."):
         directory = os.path.dirname(directory)
     return directory or "."

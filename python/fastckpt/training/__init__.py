@@ -7,6 +7,6 @@ decides which older ones may go. `resume_training` puts everything back.
 from .config import CheckpointConfig
 from .manager import CheckpointManager
 from .preemption import Preemption
-from .restoring import Resumed, resume_training
+from .resume import Resumed, resume_training
 
 __all__ = ["CheckpointConfig", "CheckpointManager", "Preemption", "Resumed", "resume_training"]

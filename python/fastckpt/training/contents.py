@@ -1,63 +1,36 @@
-"""What is in a checkpoint: taken from the objects of a run, and read back."""
-
-# mypy: untyped-calls-exclude=torch
+"""What is in a checkpoint: checked before it is saved, read back, and told from what others have written."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from fastckpt._archive.load import load
 from fastckpt.errors import FormatError
 
+from .parts import STATE_KEYS
 from .plain import refuse_unloadable
-from .rng import Generator, capture_rng
 
-# What every checkpoint of a manager has; the other keys may be missing in later versions.
+# What every checkpoint of a manager has; the other keys may be missing.
 _NEEDED = ("epoch", "global_step", "model_state_dict")
-
-
-@dataclass
-class Parts:
-    """The objects of a training run whose state a checkpoint holds.
-
-    Attributes:
-        model: Has state_dict and load_state_dict, as all the others.
-        optimizer: None where there is none.
-        scheduler: The same.
-        scaler: The same.
-        ema: The same.
-        generators: Random number generators beside the global ones, by name.
-    """
-
-    model: Any
-    optimizer: Any = None
-    scheduler: Any = None
-    scaler: Any = None
-    ema: Any = None
-    generators: dict[str, Generator] = field(default_factory=dict)
-
-    def capture(
-        self, *, save_optimizer: bool, save_rng_state: bool, world_size: int
-    ) -> dict[str, Any]:
-        """Return the states of all parts, as they stand in a checkpoint; tensors are not copied."""
-        return {
-            "model_state_dict": self.model.state_dict(),
-            "optimizer_state_dict": _state(self.optimizer) if save_optimizer else None,
-            "scheduler_state_dict": _state(self.scheduler),
-            "scaler_state_dict": _state(self.scaler),
-            "rng_states": self.capture_rng(world_size) if save_rng_state else None,
-            "ema_state_dict": _state(self.ema),
-        }
-
-    def capture_rng(self, world_size: int) -> dict[str, Any]:
-        """Return the states of this rank's random number generators, and of how many ranks it is one."""
-        return {**capture_rng(self.generators), "world_size": world_size}
-
-
-def _state(part: Any) -> Any:
-    return None if part is None else part.state_dict()
+#: What other scripts may call by names of their own, and what it is called here.
+KEYS = {
+    **STATE_KEYS,
+    "rng": "rng_states",
+    **{
+        key: key
+        for key in (
+            *("epoch", "global_step", "best_metric", "metrics", "metrics_history"),
+            *("config", "model_config", "extra_state", "timestamp"),
+        )
+    },
+}
+_ALIASES = {
+    "step": "global_step",
+    "rng_states": "rng",
+    **{key: what for what, key in STATE_KEYS.items()},
+}
 
 
 def check_contents(contents: dict[str, Any]) -> None:
@@ -66,17 +39,64 @@ def check_contents(contents: dict[str, Any]) -> None:
         refuse_unloadable(value, key)
 
 
-def read_contents(path: str) -> dict[str, Any]:
+def read_contents(path: str, key_map: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Read a checkpoint of a manager into host memory, every byte checked.
+
+    Args:
+        path: The file.
+        key_map: Where another script's file has the parts: `{"model": "net", "optimizer": "opt"}`; a name
+            with dots leads into dicts. What is not named is not taken.
 
     Raises:
         OSError: It cannot be read.
-        CheckpointError: It is damaged, or no checkpoint of a manager.
+        CheckpointError: It is damaged, not a checkpoint of a manager, or lacks a key of `key_map`.
+        UnsafePickleError: It holds what weights_only=True does not allow.
+        ValueError: `key_map` has a name that is not known.
     """
-    contents = load(path, map_location="cpu", weights_only=True)
+    keys = None if key_map is None else checked_key_map(key_map)
+    return as_managers(read_any(path), path, keys)
+
+
+def read_any(path: str) -> Any:
+    """Read what a file holds into host memory, every byte checked, whoever wrote it."""
+    return load(path, map_location="cpu", weights_only=True)
+
+
+def as_managers(contents: Any, path: str, keys: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Return what a file holds under the keys of a manager's checkpoint.
+
+    Args:
+        contents: What the file holds.
+        path: The file, for messages.
+        keys: What `checked_key_map` returns; None where the file has the keys of a manager's.
+
+    Raises:
+        FormatError: It is not a checkpoint of a manager, or lacks a key. Nothing says that it is damaged.
+    """
+    if keys is not None:
+        return _renamed(contents, keys, path)
     check_is_managers(contents, path)
     assert isinstance(contents, dict)
     return contents
+
+
+def checked_key_map(key_map: Mapping[str, str]) -> dict[str, str]:
+    """Return the names in the file by the keys that they stand for here."""
+    if not isinstance(key_map, Mapping):
+        raise TypeError(f"key_map must be a dict such as {{'model': 'net'}}, not {key_map!r}")
+    keys: dict[str, str] = {}
+    for what, name in key_map.items():
+        known = _ALIASES.get(what, what)
+        if known not in KEYS:
+            raise ValueError(f"key_map has no part {what!r}: choose from {', '.join(KEYS)}")
+        if not isinstance(name, str):
+            raise TypeError(
+                f"key_map[{what!r}] must be the name of a key in the file, not {name!r}"
+            )
+        keys[KEYS[known]] = name
+    if STATE_KEYS["model"] not in keys:
+        raise ValueError("key_map must say where the model is: key_map={'model': 'net'}")
+    return keys
 
 
 def check_is_managers(contents: Any, path: str | os.PathLike[str]) -> None:
@@ -90,10 +110,10 @@ def check_is_managers(contents: Any, path: str | os.PathLike[str]) -> None:
         )
     missing = [key for key in _NEEDED if key not in contents]
     if missing:
-        there = ", ".join(map(repr, list(contents)[:20])) or "nothing"
         raise FormatError(
             f"{path} is not a checkpoint of a CheckpointManager: it has no "
-            f"{' and no '.join(map(repr, missing))}; it has {there}",
+            f"{' and no '.join(map(repr, missing))}; it has {_listed(contents)}. Where another script "
+            "wrote it, key_map says which of these are the model and the optimizer",
             path=path,
         )
     if type(contents["epoch"]) is not int or type(contents["global_step"]) is not int:
@@ -102,3 +122,25 @@ def check_is_managers(contents: Any, path: str | os.PathLike[str]) -> None:
             f"{contents['epoch']!r} and its step {contents['global_step']!r}",
             path=path,
         )
+
+
+def _renamed(contents: Any, keys: Mapping[str, str], path: str) -> dict[str, Any]:
+    """Take what the map names, under the keys of a manager's checkpoint."""
+    found: dict[str, Any] = {}
+    for key, name in keys.items():
+        value = contents
+        for part in (
+            [name] if isinstance(contents, Mapping) and name in contents else name.split(".")
+        ):
+            if not isinstance(value, Mapping) or part not in value:
+                there = f"{_listed(value)}" if isinstance(value, Mapping) else type(value).__name__
+                raise FormatError(
+                    f"{path} has no key {name!r}, which key_map names; it has {there}", path=path
+                )
+            value = value[part]
+        found[key] = value
+    return found
+
+
+def _listed(contents: Mapping[Any, Any]) -> str:
+    return ", ".join(map(repr, list(contents)[:20])) or "nothing"

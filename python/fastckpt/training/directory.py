@@ -14,7 +14,7 @@ from fastckpt.errors import CheckpointError, FormatError
 
 from .contents import check_is_managers
 from .log import logger
-from .metrics import is_better
+from .metrics import as_float, is_better
 
 
 @dataclass(frozen=True)
@@ -172,4 +172,6 @@ def _read_entry(path: str, name: CheckpointName | None) -> Entry | None:
 
 
 def _floats(metrics: dict[Any, Any]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if type(value) is float}
+    # Another script may have saved whole numbers, or scalars of numpy.
+    numbers = {name: as_float(value) for name, value in metrics.items() if isinstance(name, str)}
+    return {name: number for name, number in numbers.items() if number is not None}

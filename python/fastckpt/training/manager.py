@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import math
 import operator
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,15 +20,17 @@ from fastckpt._steps.save_id import SaveMark, begin_save
 from . import rotation
 from .best import settle_best
 from .config import CheckpointConfig
-from .contents import Parts, check_contents, read_contents
+from .contents import check_contents, checked_key_map, read_contents
 from .directory import CheckpointDirectory, Entry
-from .history import plain_history, read_history, with_entry
+from .history import History, history_in, read_history
 from .log import logger
-from .metrics import is_better, metric_of, plain_metrics
+from .metrics import WORST, is_better, metric_of, plain_metrics
 from .newest import read_newest
+from .parts import Parts
 from .preemption import Preemption, agree
 from .ranks import any_rank, rank_and_world_size
-from .restoring import Resumed, restore
+from .restoring import Choices, restore
+from .resume import Resumed, log_position, resumed_from, with_states
 from .rng import Generator, check_generators
 from .triggers import Triggers
 from .writing import write_archive
@@ -46,8 +49,10 @@ class CheckpointManager:
     waiting for other ranks in a save. One manager at a time may save to a directory.
 
     Args:
-        config: What to save, when, and what to keep; copied.
-        model: Anything with state_dict and load_state_dict, as all the others.
+        config: What to save, when, and what to keep; copied. Or the directory alone, with the defaults of
+            `CheckpointConfig`.
+        model: Anything with state_dict and load_state_dict, as all the others. This and the next four
+            may each be a list or a dict of objects: the networks of a GAN, AdamW beside Muon.
         optimizer: None for none.
         scheduler: The learning rate scheduler; None for none.
         scaler: A torch.amp.GradScaler; None for none.
@@ -55,16 +60,25 @@ class CheckpointManager:
         generators: Random number generators beside the global ones (of Python, numpy and torch), by
             names of your choice: random.Random, numpy.random.Generator, torch.Generator.
 
+    Attributes:
+        config: A copy of the configuration.
+        model: As given, and so are optimizer, scheduler, scaler, ema and generators. A save takes what
+            these are then.
+        checkpoint_dir: The directory, a Path. It is made if it is not there.
+        best_metric: The best value of `metric_name` so far; inf (with metric_mode="max": -inf) while there
+            is none.
+
     Raises:
-        OSError: The directory, or a file in it, cannot be read.
-        TypeError: One of `generators` is none.
+        OSError: The directory cannot be made or read, or a file in it cannot be read.
+        TypeError: One of the objects has no state_dict or load_state_dict, or one of `generators` is of
+            an unknown kind.
 
     Example:
         >>> import fastckpt, torch
         >>> model = torch.nn.Linear(2, 2)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
-        >>> config = fastckpt.CheckpointConfig("/tmp/example-run", save_total_limit=3)
+        >>> config = fastckpt.CheckpointConfig("runs/a", save_total_limit=3)
         >>> manager = fastckpt.CheckpointManager(config, model, optimizer, scheduler)
         >>> manager.save(epoch=1, step=100, metrics={"val_loss": 2.5}).name
         'checkpoint_epoch0001_step00000100.pt'
@@ -74,34 +88,70 @@ class CheckpointManager:
 
     def __init__(
         self,
-        config: CheckpointConfig,
+        config: CheckpointConfig | _Path,
         model: Any,
-        optimizer: Any,
-        scheduler: Any,
+        optimizer: Any = None,
+        scheduler: Any = None,
         scaler: Any = None,
         *,
         ema: Any = None,
         generators: Mapping[str, Generator] | None = None,
     ) -> None:
+        if isinstance(config, (str, os.PathLike)):
+            config = CheckpointConfig(config)
         # A copy, which is checked once more: fields may have been set since.
         self.config = replace(config)
-        self._parts = Parts(model, optimizer, scheduler, scaler, ema, check_generators(generators))
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.scaler, self.ema = scaler, ema
+        self.generators = check_generators(generators)
+        self._parts.require("state_dict", "load_state_dict")
+        self.checkpoint_dir = Path(self.config.directory)
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
         self._directory = CheckpointDirectory(self.config.directory)
         self._directory.refresh()
-        self._best_metric = self._best_value()
+        self.best_metric = self._best_value()
         self._history = read_history(self._directory.entries)
-        self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
+        self._triggers = Triggers(self.config, self._history.last())
         self._preemption: Preemption | None = None
+        self._has_asked_for_metrics = False
 
     @property
-    def best_metric(self) -> float | None:
-        """The best value of `metric_name` so far; None if there is none yet."""
-        return self._best_metric
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints that were there when the directory was last looked at, oldest step first."""
+        return [Path(entry.path) for entry in self._directory.entries]
 
     @property
-    def metrics_history(self) -> list[dict[str, Any]]:
-        """The metrics of every `save`, with "epoch" and "step" in front; a copy."""
-        return plain_history(self._history)
+    def metrics_history(self) -> dict[str, list[float]]:
+        """For each metric its value in every save, oldest first; NaN where a save has none.
+
+        A metric that `save_best_only` kept from being saved counts as well.
+        """
+        return self._history.metrics
+
+    @property
+    def history_epochs(self) -> list[int | None]:
+        """The epoch of each save in `metrics_history`; None where another program has not written it."""
+        return self._history.epochs
+
+    @property
+    def history_steps(self) -> list[int | None]:
+        """The step of each save in `metrics_history`; None where another program has not written it."""
+        return self._history.steps
+
+    def __repr__(self) -> str:
+        """Say where it saves, how many checkpoints there are, and what the best is."""
+        count = len(self._directory.entries)
+        best = f", best {self.config.metric_name} {self.best_metric:g}"
+        return (
+            f"CheckpointManager({self.config.directory!r}, {count} checkpoint{'' if count == 1 else 's'}"
+            f"{best if math.isfinite(self.best_metric) else ''})"
+        )
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(
+            self.model, self.optimizer, self.scheduler, self.scaler, self.ema, self.generators
+        )
 
     def should_save(self, step: int, metrics: Mapping[str, Any] | None = None) -> bool:
         """Say whether to save after this step, by the policies of the configuration.
@@ -116,13 +166,15 @@ class CheckpointManager:
 
         Args:
             step: Optimizer steps that are done.
-            metrics: What is known now; those of `save_when` may be missing.
+            metrics: What is known now. `save_when`, and `save_best_only` without another policy, decide by
+                them: asked without, they say no, and a warning says so once.
 
         Raises:
             TypeError, ValueError: As for `save`.
         """
         step = _number("step", step)
         values = plain_metrics(metrics)
+        self._ask_for_metrics(values)
         due = self._triggers.due(step, values)
         if not self._triggers.is_any_set:
             due = not self.config.save_best_only or self._improves(values)
@@ -176,11 +228,12 @@ class CheckpointManager:
         preempted = self._preemption is not None and self._preemption.requested
         self._check_metric(values, is_needed=not preempted)
         improves = self._improves(values)
-        history = with_entry(self._history, name, values)
+        history = self._history.with_save(name, values)
         if self.config.save_best_only and not improves and not preempted:
             self._history = history
             return None
-        best = self._metric(values) if improves else self._best_metric
+        metric = self._metric(values)
+        best = metric if improves and metric is not None else self.best_metric
         rank, world_size = rank_and_world_size()
         mark = begin_save(
             self.config.directory, name.step, rank, saves_optimizer=True, world_size=world_size
@@ -193,12 +246,12 @@ class CheckpointManager:
                 **self._capture(world_size),
                 "best_metric": best,
                 "metrics": values,
-                "metrics_history": history,
+                **history.to_contents(),
                 "config": self.config.to_dict(),
                 "timestamp": datetime.now(timezone.utc).isoformat(),
-                "model_config": model_config,
-                "extra_state": extra_state,
             }
+            given = {"model_config": model_config, "extra_state": extra_state}
+            contents |= {key: value for key, value in given.items() if value is not None}
             proven = self._save_checkpoint(name, contents, mark, improves=improves)
         elif self.config.save_rng_state:
             self._save_rng(replace(name, rank=rank), mark, world_size)
@@ -206,6 +259,8 @@ class CheckpointManager:
         self._note_saved(history, best, preempted=preempted)
         if rank == 0:
             self._tidy(name, proven=proven)
+        if improves:
+            logger.info("New best model! %s: %.4f", self.config.metric_name, best)
         return Path(self._directory.path_of(name))
 
     def load(
@@ -213,46 +268,59 @@ class CheckpointManager:
         checkpoint_path: _Path | None = None,
         load_optimizer: bool = True,
         load_rng_state: bool = True,
+        *,
+        strict: bool = True,
+        keep: Collection[str] = (),
+        key_map: Mapping[str, str] | None = None,
     ) -> Resumed:
-        """Restore a checkpoint: the newest by step, or the one that is named.
+        """Restore a checkpoint, the newest by step or the one that is named: all of it, or nothing.
 
         Of the newest, damaged ones are passed over, with a warning for each, down to the newest good
-        one. A checkpoint is read and checked as a whole before anything is changed. The history goes on
-        from the checkpoint; the best stays what the files say.
+        one. A checkpoint that is refused for another reason is not: the error is raised. It is read,
+        checked and compared as a whole before anything is changed; see `resume_training`. The history
+        continues from the checkpoint; the best stays what the files say.
 
         Args:
             checkpoint_path: A checkpoint; None for the newest good one in the directory.
             load_optimizer: Whether to restore optimizer, scheduler and scaler.
             load_rng_state: Whether to restore the random number generators.
+            strict: See `resume_training`.
+            keep: See `resume_training`.
+            key_map: See `resume_training`.
 
         Returns:
-            What `resume_training` returns: epoch, global_step, best_metric, metrics, metrics_history and
-            extra_state, and as attributes what was restored and what not.
+            What `resume_training` returns, and the states too: `model_state_dict`,
+            `optimizer_state_dict` and so on. Those of what was restored are the live objects' own, as
+            `model.state_dict()` gives them, and not second copies: training goes on in them.
 
         Raises:
             FileNotFoundError: There is no checkpoint.
-            CheckpointError: The one that is named is damaged, or all are.
+            CheckpointError: The one that is named is damaged, or all are, or it is not a manager's.
+            UnsafePickleError: It holds an object that weights_only=True does not allow.
             OSError: A file cannot be read. There is no falling back then: a disk that answers with
                 errors is not a damaged checkpoint.
-            RuntimeError, ValueError, KeyError: A state does not fit its object.
+            StateMismatchError: A state does not fit its object. Nothing was changed.
+            Exception: What an object's own load_state_dict raises. Everything was put back.
         """
+        parts = self._parts
+        choices = Choices(strict, keep, load_optimizer, load_rng_state)
         if checkpoint_path is None:
-            path, contents = read_newest(self._directory)
+            keys = None if key_map is None else checked_key_map(key_map)
+            path, contents = read_newest(self._directory, keys)
         else:
             path = os.fsdecode(checkpoint_path)
-            contents = read_contents(path)
-        resumed = restore(
-            contents,
-            path,
-            self._parts,
-            load_optimizer=load_optimizer,
-            load_rng_state=load_rng_state,
-        )
-        self._history = plain_history(resumed["metrics_history"])
-        self._triggers = Triggers(self.config, self._history[-1] if self._history else {})
+            contents = read_contents(path, key_map)
+        logger.info("Loading checkpoint: %s", path)
+        report = restore(contents, path, parts, choices)
+        resumed = with_states(resumed_from(contents, path, report), contents, parts)
+        self._history = history_in(contents)
+        self._triggers = Triggers(self.config, self._history.last())
+        log_position(resumed)
         return resumed
 
-    def load_best(self, load_optimizer: bool = True, load_rng_state: bool = True) -> Resumed:
+    def load_best(
+        self, load_optimizer: bool = True, load_rng_state: bool = True, **choices: Any
+    ) -> Resumed:
         """Restore the best checkpoint; for arguments, results and errors see `load`.
 
         Raises:
@@ -265,7 +333,7 @@ class CheckpointManager:
                 f"no checkpoint with a {self.config.metric_name!r} that is a number",
                 self.config.directory,
             )
-        return self.load(best, load_optimizer, load_rng_state)
+        return self.load(best, load_optimizer, load_rng_state, **choices)
 
     def get_latest_checkpoint(self) -> Path | None:
         """Return the newest checkpoint by step whose structure is whole; None if there is none.
@@ -334,14 +402,33 @@ class CheckpointManager:
             metric_of(values, self.config.metric_name)
 
     def _improves(self, values: Mapping[str, float]) -> bool:
-        return is_better(self._metric(values), self._best_metric, self.config.metric_mode)
+        return is_better(self._metric(values), self.best_metric, self.config.metric_mode)
 
     def _best_entry(self) -> Entry | None:
         return self._directory.best(self.config.metric_name, self.config.metric_mode)
 
-    def _best_value(self) -> float | None:
+    def _best_value(self) -> float:
         best = self._best_entry()
-        return None if best is None else best.metrics[self.config.metric_name or ""]
+        if best is None:
+            return WORST[self.config.metric_mode]
+        return best.metrics[self.config.metric_name or ""]
+
+    def _ask_for_metrics(self, values: Mapping[str, float]) -> None:
+        """Warn, once, where a policy cannot say yes since it was not given what it decides by."""
+        config = self.config
+        by_best = config.save_best_only and not self._triggers.is_any_set
+        needed = [*(config.save_when or {}), *([config.metric_name] if by_best else [])]
+        if self._has_asked_for_metrics or not needed or any(name in values for name in needed):
+            return
+        self._has_asked_for_metrics = True
+        policy = "save_best_only" if by_best else "save_when"
+        logger.warning(
+            "should_save() was asked without the metric%s %s, by which %s decides, and says no until it is "
+            "given: should_save(step, metrics)",
+            "" if len(needed) == 1 else "s",
+            ", ".join(map(repr, needed)),
+            policy,
+        )
 
     def _capture(self, world_size: int) -> dict[str, Any]:
         return self._parts.capture(
@@ -383,10 +470,8 @@ class CheckpointManager:
         check_contents(contents)
         write_archive(self._directory, name, pickle_object(contents), mark, proves=False)
 
-    def _note_saved(
-        self, history: list[dict[str, Any]], best: float | None, *, preempted: bool
-    ) -> None:
-        self._history, self._best_metric = history, best
+    def _note_saved(self, history: History, best: float, *, preempted: bool) -> None:
+        self._history, self.best_metric = history, best
         self._triggers.saved()
         if preempted and self._preemption is not None:
             self._preemption.is_saved = True
@@ -394,7 +479,7 @@ class CheckpointManager:
     def _tidy(self, newest: CheckpointName, *, proven: bool) -> None:
         """Give the best its second name, then delete what may go."""
         if settle_best(self._directory, self.config, proven=newest if proven else None):
-            self._best_metric = self._best_value()
+            self.best_metric = self._best_value()
         # What was not foreseen when the newest was written has to wait for one that is proven.
         may_delete = proven or not self.config.verify_before_delete
         gone = self._expendable(newest) if may_delete else []

@@ -9,6 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyModule, PyTuple};
 
 use crate::buffers::PySpan;
+use crate::numpy::Numpy;
 use crate::objects::Objects;
 
 /// Builds the object that the graph describes, over the memory of `storages`, one for each of
@@ -33,18 +34,27 @@ pub(crate) fn build<'py>(
     for &id in graph.reachable() {
         let object = builder.create(graph.node(id))?;
         builder.objects.put(id, object);
-        // A tensor takes as long as a few hundred numbers.
-        let is_tensor = matches!(graph.node(id), Node::Tensor(_) | Node::Parameter { .. });
-        builder
-            .objects
-            .pause_after(if is_tensor { 256 } else { 0 })?;
+        builder.objects.pause_after(effort(graph.node(id)))?;
     }
     builder.objects.finish()
+}
+
+/// How many numbers could be made in the time that the object takes.
+fn effort(node: &Node) -> usize {
+    const BYTES_COPIED: usize = 1 << 9;
+    match node {
+        Node::Tensor(_) | Node::Parameter { .. } => 256,
+        Node::NumpyArray(array) => 64 + array.data.len() / BYTES_COPIED,
+        Node::NumpyScalar(_) => 16,
+        _ => 0,
+    }
 }
 
 struct Builder<'py, 'g> {
     objects: Objects<'py, 'g>,
     torch: Torch<'py>,
+    /// Only where there is something of numpy's.
+    numpy: Option<Numpy<'py>>,
     storages: Vec<Storage<'py>>,
 }
 
@@ -83,6 +93,7 @@ impl<'py, 'g> Builder<'py, 'g> {
         Ok(Self {
             objects: Objects::new(py, graph)?,
             torch: Torch::new(py)?,
+            numpy: None,
             storages,
         })
     }
@@ -115,6 +126,13 @@ impl<'py, 'g> Builder<'py, 'g> {
                 .torch
                 .parameter
                 .call1((self.objects.get(*tensor)?, *requires_grad))?,
+            Node::NumpyArray(_) | Node::NumpyScalar(_) | Node::NumpyDtype(_) => {
+                let numpy = match &mut self.numpy {
+                    Some(numpy) => numpy,
+                    None => self.numpy.insert(Numpy::import(py)?),
+                };
+                numpy.object(node)?
+            }
             _ => {
                 return Err(PyAssertionError::new_err(
                     "a node that only torch's unpickler can build",

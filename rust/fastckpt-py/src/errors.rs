@@ -8,6 +8,7 @@ use fastckpt_core::{Error, Phase};
 use fastckpt_format::FormatError;
 use fastckpt_format::index::Kind;
 use fastckpt_format::legacy::LegacyError;
+use fastckpt_format::pickle::PickleError;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -42,7 +43,7 @@ pub(crate) fn to_python(py: Python<'_>, error: Error) -> PyErr {
         Error::Format { path, source } => with_path(py, format_class(&source), &message, &path),
         Error::Record { path, .. } => with_path(py, "FormatError", &message, &path),
         Error::Legacy { path, source } => with_path(py, legacy_class(&source), &message, &path),
-        Error::Pickle { path, .. } => with_path(py, "UnsafePickleError", &message, &path),
+        Error::Pickle { path, source } => with_path(py, pickle_class(&source), &message, &path),
         Error::Checksum(mismatch) => checksum_error(py, &message, &mismatch),
         Error::OutOfMemory { .. } => PyMemoryError::new_err(message),
         Error::StorageChanged { .. } => PyRuntimeError::new_err(message),
@@ -63,9 +64,18 @@ fn format_class(error: &FormatError) -> &'static str {
     }
 }
 
+/// An array that does not go with its bytes is refused by every unpickler, so executing it is no way out.
+fn pickle_class(error: &PickleError) -> &'static str {
+    match error {
+        PickleError::Array { .. } => "FormatError",
+        _ => "UnsafePickleError",
+    }
+}
+
 fn legacy_class(error: &LegacyError) -> &'static str {
     match error {
-        LegacyError::Pickle { .. } | LegacyError::NotPlain { .. } => "UnsafePickleError",
+        LegacyError::Pickle { source, .. } => pickle_class(source),
+        LegacyError::NotPlain { .. } => "UnsafePickleError",
         _ => "FormatError",
     }
 }

@@ -6,7 +6,7 @@ use fastckpt_format::pickle::{Dtype, Graph, StorageId, StorageRef};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use crate::{build, outline};
+use crate::{build, numpy, outline};
 
 /// What data.pkl describes, decoded without executing any of it.
 #[pyclass(frozen, name = "Graph", module = "fastckpt._native")]
@@ -60,6 +60,21 @@ impl PyGraph {
     fn without(&self, keys: HashSet<String>) -> Self {
         let graph = self.0.clone();
         Self(graph.without(|storage| self.is_among(&keys, storage)))
+    }
+
+    /// The pickle for torch's unpickler, and what it asks for in it, see
+    /// `fastckpt_format::pickle::ForTorch`.
+    fn for_torch<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyBytes>, Bound<'py, PyList>)> {
+        match self.0.for_torch() {
+            None => Ok((self.pickle(py), PyList::empty(py))),
+            Some(for_torch) => Ok((
+                PyBytes::new(py, &for_torch.pickle),
+                numpy::objects(py, &self.0, &for_torch.objects)?,
+            )),
+        }
     }
 
     fn outline<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {

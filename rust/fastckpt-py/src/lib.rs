@@ -19,6 +19,7 @@ mod graph;
 mod held;
 mod legacy;
 mod numbers;
+mod numpy;
 mod objects;
 mod outline;
 mod repair;
@@ -49,7 +50,7 @@ mod _native {
         encode_numbers,
     };
     #[pymodule_export]
-    use crate::outline::{PyOpaque, PyTensorInfo};
+    use crate::outline::{PyArrayInfo, PyOpaque, PyTensorInfo};
     #[pymodule_export]
     use crate::repair::{PyLost, PySalvaged, salvage};
     #[pymodule_export]

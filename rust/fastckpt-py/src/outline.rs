@@ -1,15 +1,16 @@
 //! What a pickle holds, for those who want to look at it without torch: plain objects as they are, and a
 //! description in the place of everything else.
 
-use fastckpt_format::pickle::{Graph, Node, NodeId, Tensor};
+use fastckpt_format::pickle::{Graph, Node, NodeId, Number, NumpyArray, NumpyScalar, Tensor};
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyComplex, PyFloat, PyInt, PyList, PyTuple};
 
 use crate::graph::PyStorageInfo;
 use crate::objects::Objects;
 
-/// Builds the object that the graph describes, with a `TensorInfo` for each tensor, a `StorageInfo` for each
-/// bare storage, and an `Opaque` for each other object that is not Python's own.
+/// Builds the object that the graph describes, with a `TensorInfo` for each tensor, an `ArrayInfo` for each
+/// array of numpy, a number of Python's for each of numpy's, a `StorageInfo` for each bare storage, and an
+/// `Opaque` for each other object that is not Python's own.
 pub(crate) fn outline<'py>(py: Python<'py>, graph: &Graph) -> PyResult<Bound<'py, PyAny>> {
     let mut objects = Objects::new(py, graph)?;
     for &id in graph.reachable() {
@@ -74,6 +75,9 @@ fn describe<'py>(objects: &Objects<'py, '_>, node: &Node) -> PyResult<Bound<'py,
             let index = index.map_or_else(String::new, |index| format!(":{index}"));
             opaque(py, &format!("{kind}{index}"))?
         }
+        Node::NumpyArray(array) => Bound::new(py, PyArrayInfo(*array.clone()))?.into_any(),
+        Node::NumpyScalar(scalar) => number(py, **scalar),
+        Node::NumpyDtype(dtype) => opaque(py, &format!("numpy.{}", dtype.name()))?,
         Node::Storage(id) => match graph.storages().get(id.index()) {
             Some(storage) => Bound::new(py, PyStorageInfo(storage.clone()))?.into_any(),
             None => opaque(py, "torch.UntypedStorage")?,
@@ -84,6 +88,17 @@ fn describe<'py>(objects: &Objects<'py, '_>, node: &Node) -> PyResult<Bound<'py,
         Node::NewObject { class, .. } => opaque(py, &name_of(graph, *class))?,
         _ => opaque(py, "object")?,
     })
+}
+
+/// The number of Python's that a scalar of numpy is equal to.
+fn number(py: Python<'_>, scalar: NumpyScalar) -> Bound<'_, PyAny> {
+    match scalar.number() {
+        Number::Bool(value) => PyBool::new(py, value).to_owned().into_any(),
+        Number::Int(value) => PyInt::new(py, value).into_any(),
+        Number::UInt(value) => PyInt::new(py, value).into_any(),
+        Number::Float(value) => PyFloat::new(py, value).into_any(),
+        Number::Complex(real, imaginary) => PyComplex::from_doubles(py, real, imaginary).into_any(),
+    }
 }
 
 fn name_of(graph: &Graph, global: NodeId) -> String {
@@ -120,6 +135,52 @@ impl PyOpaque {
 
     fn __repr__(&self) -> String {
         format!("<{}>", self.name)
+    }
+}
+
+/// An array of numpy, as data.pkl describes it.
+#[pyclass(frozen, name = "ArrayInfo", module = "fastckpt._native")]
+pub(crate) struct PyArrayInfo(NumpyArray);
+
+#[pymethods]
+impl PyArrayInfo {
+    #[getter]
+    fn dtype(&self) -> String {
+        self.0.dtype.name()
+    }
+
+    #[getter]
+    fn shape<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
+        PyTuple::new(py, self.0.shape.iter())
+    }
+
+    #[getter]
+    fn order(&self) -> &'static str {
+        if self.0.is_fortran { "F" } else { "C" }
+    }
+
+    #[getter]
+    fn numel(&self) -> u64 {
+        self.0.numel()
+    }
+
+    #[getter]
+    fn nbytes(&self) -> usize {
+        self.0.data.len()
+    }
+
+    #[getter]
+    fn data<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.data)
+    }
+
+    /// The one element as a number of Python's, `None` where there is another number of them.
+    fn item<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyAny>> {
+        Some(number(py, self.0.only_element()?))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("ArrayInfo({}, {:?})", self.0.dtype.name(), self.0.shape)
     }
 }
 

@@ -180,7 +180,7 @@ class CopySaves:
 
     def _check_step(self, directory: Path, step: int, rank: int) -> None:
         model, optimizer, meta = fastckpt.load_checkpoint(
-            directory, step, "cpu", load_optimizer=True, rank=rank
+            directory, step, "cpu", load_optimizer=True, rank=rank, world_size=len(RANKS)
         )
         assert_same(model, self._plan.model(step))
         assert (optimizer["rank"], meta["step"]) == (rank, step)

@@ -164,6 +164,12 @@ class ManagerPlan:
         best = self.best_of(numbers)
         return self.saves[best].metric if best else None
 
+    def metric_of_best(self, best: int) -> float:
+        """Return the metric of the best save: infinite where there is none."""
+        if best:
+            return self.saves[best].metric
+        return math.inf if self._mode == "min" else -math.inf
+
     # What has to be there.
 
     def best_of(self, numbers: Iterable[int]) -> int:
@@ -220,7 +226,7 @@ class ManagerPlan:
         return history
 
     def contents(
-        self, number: int, history: list[dict[str, Any]], best_metric: float | None
+        self, number: int, history: list[dict[str, Any]], best_metric: float
     ) -> dict[str, Any]:
         """Return what a checkpoint has to hold, but for what follows from when and where it was made."""
         save = self.saves[number]
@@ -230,16 +236,24 @@ class ManagerPlan:
             "model_state_dict": save.parts["model"],
             "optimizer_state_dict": save.parts["optimizer"],
             "scheduler_state_dict": save.parts["scheduler"],
-            "scaler_state_dict": None,
-            "ema_state_dict": None,
             "best_metric": best_metric,
             "metrics": {METRIC: save.metric},
-            "metrics_history": history,
+            **as_lists(history),
             "model_config": {"width": number},
             "extra_state": save.extra_state,
         }
 
     def contents_of(self, number: int) -> dict[str, Any]:
         """Return what a save holds that followed upon all those before it."""
-        best = self._best_metric(range(1, number + 1))
+        best = self.metric_of_best(self.best_of(range(1, number + 1)))
         return self.contents(number, self.history_of(number), best)
+
+
+def as_lists(history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a history as it stands in a checkpoint: a list for each metric, and the epochs and steps."""
+    metrics = {METRIC: [one[METRIC] for one in history]} if history else {}
+    return {
+        "metrics_history": metrics,
+        "history_epochs": [one["epoch"] for one in history],
+        "history_steps": [one["step"] for one in history],
+    }

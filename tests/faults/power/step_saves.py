@@ -213,7 +213,12 @@ class StepSaves:
 
     def _load_rank(self, directory: Path, step: int, rank: int | None) -> int:
         model, optimizer, meta = fastckpt.load_checkpoint(
-            directory, step, "cpu", load_optimizer=rank is not None, rank=rank or 0
+            directory,
+            step,
+            "cpu",
+            load_optimizer=rank is not None,
+            rank=rank or 0,
+            world_size=len(RANKS),
         )
         parts = [model, meta, *([] if optimizer is None else [optimizer])]
         numbers = [int(part["number"]) for part in parts]

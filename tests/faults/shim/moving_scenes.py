@@ -72,7 +72,7 @@ def _require_whole_steps(directory: Path) -> set[int]:
     for step in steps:
         for rank in _RANKS:
             loaded = fastckpt.load_checkpoint(
-                directory, step, "cpu", load_optimizer=True, rank=rank
+                directory, step, "cpu", load_optimizer=True, rank=rank, world_size=len(_RANKS)
             )
             assert loaded[2]["number"] == step
     for path in directory.glob("checkpoint_*[0-9].pt"):

@@ -281,9 +281,10 @@ class StepScene(Scene):
         assert number <= meta["number"] <= _NEXT
         return step, number
 
-    @staticmethod
-    def _load(run: Path, step: int, rank: int) -> tuple[Any, Any, Any]:
-        return fastckpt.load_checkpoint(run, step, "cpu", load_optimizer=True, rank=rank)
+    def _load(self, run: Path, step: int, rank: int) -> tuple[Any, Any, Any]:
+        return fastckpt.load_checkpoint(
+            run, step, "cpu", load_optimizer=True, rank=rank, world_size=len(self.ranks)
+        )
 
     def _judge_pick(self, run: Path, good: tuple[int, int] | None) -> None:
         """Check that the step with the last model loads, or that its error says which one does.
@@ -297,7 +298,7 @@ class StepScene(Scene):
             return
         if good is not None and step == good[0]:
             return
-        refusal = workloads.refusal_to_load(run, step, self.ranks[0])
+        refusal = workloads.refusal_to_load(run, step, self.ranks[0], len(self.ranks))
         assert refusal is not None, f"step {step} loads, and is not called good"
         assert len(self.ranks) > 1, f"one rank's model is there before its other files: {refusal}"
         named = _NEWEST_GOOD.search(refusal)

@@ -177,10 +177,10 @@ def assert_step(found: tuple[Any, Any, Any], number: int, rank: int) -> None:
     assert found[2] == meta_state(number)
 
 
-def refusal_to_load(run: Path, step: int, rank: int) -> str | None:
+def refusal_to_load(run: Path, step: int, rank: int, ranks: int) -> str | None:
     """Return what is said of a step that is not whole; None where it loads."""
     try:
-        fastckpt.load_checkpoint(run, step, "cpu", load_optimizer=True, rank=rank)
+        fastckpt.load_checkpoint(run, step, "cpu", load_optimizer=True, rank=rank, world_size=ranks)
     except fastckpt.IncompleteCheckpointError as error:
         return str(error)
     return None

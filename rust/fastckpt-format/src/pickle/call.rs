@@ -1,5 +1,7 @@
 //! The calls that have a meaning without being made.
 
+use std::sync::Arc;
+
 use super::error::PickleError;
 use super::global::Known;
 use super::graph::{Counter, Node, NodeId};
@@ -46,6 +48,11 @@ impl Decoder<'_> {
         let args = self.pop()?;
         let callable = self.pop()?;
         let known = self.callee(callable, args)?;
+        if let Some(known) = known
+            && known.is_made_here()
+        {
+            return self.reduce_here(known, callable, args);
+        }
         let node = match (known, self.args(args)) {
             (Some(known), Some(values)) => self.call(known, args, values.get())?,
             _ => None,
@@ -57,6 +64,25 @@ impl Decoder<'_> {
             self.opaque(callable, args)
         };
         self.push(node);
+        Ok(())
+    }
+
+    /// The same for a global that torch's unpickler would refuse.
+    fn reduce_here(
+        &mut self,
+        known: Known,
+        callable: NodeId,
+        args: NodeId,
+    ) -> Result<(), PickleError> {
+        if let Some(node) = self.numpy_call(known, args, callable) {
+            let object = self.push(node);
+            self.note_call(object);
+        } else {
+            self.check_opaque_call(callable, args)?;
+            let node = self.opaque(callable, args);
+            self.push(node);
+            self.break_off();
+        }
         Ok(())
     }
 
@@ -147,9 +173,9 @@ impl Decoder<'_> {
             (Known::Size, [sizes]) => self.size(*sizes),
             (Known::Device, [kind]) => Ok(self.device(*kind, None)),
             (Known::Device, [kind, index]) => Ok(self.device(*kind, Some(*index))),
-            (Known::Encode, [text, encoding]) => {
-                Ok(self.latin1(*text, *encoding)?.map(Node::Bytes))
-            }
+            (Known::Encode, [text, encoding]) => Ok(self
+                .latin1(*text, *encoding)?
+                .map(|bytes| Node::Bytes(Arc::from(bytes)))),
             (Known::ByteArray, []) => Ok(Some(Node::ByteArray(Box::default()))),
             (Known::ByteArray, [bytes]) => self.byte_array(*bytes),
             (Known::ByteArray, [text, encoding]) => {
@@ -223,7 +249,7 @@ impl Decoder<'_> {
         let Node::Bytes(bytes) = self.node(bytes) else {
             return Ok(None);
         };
-        let bytes = bytes.clone();
+        let bytes: Box<[u8]> = Box::from(&**bytes);
         self.charge(bytes.len())?;
         Ok(Some(Node::ByteArray(bytes)))
     }

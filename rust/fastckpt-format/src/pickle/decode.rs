@@ -1,6 +1,9 @@
 //! The opcodes: one pass over the pickle, no recursion, no call.
 
+use std::sync::Arc;
+
 use super::error::PickleError;
+use super::for_torch::Replacements;
 use super::global::{Global, Known};
 use super::graph::{Node, NodeId, StorageRef};
 use super::machine::{Decoder, EMPTY_TUPLE, FALSE, NONE, TRUE};
@@ -14,6 +17,7 @@ pub(super) struct Decoded {
     pub(super) states: Vec<(NodeId, NodeId)>,
     pub(super) root: NodeId,
     pub(super) outside: Option<String>,
+    pub(super) for_torch: Replacements,
 }
 
 /// Positions in the pickle and node ids are 32 bits wide. A node takes a byte of input, but for
@@ -111,12 +115,28 @@ impl Decoder<'_> {
                 let nbytes = self.cursor.byte()?;
                 Node::Text(self.cursor.span(usize::from(nbytes), false)?)
             }
+            op::SHORT_BINBYTES => {
+                let nbytes = self.cursor.byte()?;
+                return self.bytes(usize::from(nbytes));
+            }
+            op::BINBYTES => {
+                let nbytes = self.cursor.u32()?;
+                return self.bytes(nbytes as usize);
+            }
             _ => {
                 let offset = self.cursor.offset;
                 return Err(PickleError::UnsupportedOpcode { offset, opcode });
             }
         };
         self.push(node);
+        Ok(())
+    }
+
+    /// Bytes as protocol 3 has them, which torch's unpickler has not.
+    fn bytes(&mut self, nbytes: usize) -> Result<(), PickleError> {
+        let bytes = Arc::from(self.cursor.take(nbytes)?);
+        let object = self.push(Node::Bytes(bytes));
+        self.note_bytes(object);
         Ok(())
     }
 
@@ -131,6 +151,7 @@ impl Decoder<'_> {
             });
         }
         let root = self.pop()?;
+        self.end_numpy();
         if self.begun_tensor.is_some() {
             return Err(self.refused("a tensor class".to_owned()));
         }
@@ -146,6 +167,7 @@ impl Decoder<'_> {
             states: self.states,
             root,
             outside: self.outside,
+            for_torch: self.for_torch,
         })
     }
 
@@ -255,6 +277,9 @@ impl Decoder<'_> {
         if !global.known.is_some_and(Known::is_inside) {
             self.leave(|| format!("global {}", global.path()));
         }
+        if let Some(known) = global.known {
+            self.note_global(known);
+        }
         self.push(match global.known {
             Some(Known::Dtype(dtype)) => Node::Dtype(dtype),
             _ => Node::Global(Box::new(global)),
@@ -269,7 +294,7 @@ impl Decoder<'_> {
         let state = self.pop()?;
         let target = self.top()?;
         let offset = self.cursor.offset;
-        if self.set_old_state(target, state)? {
+        if self.set_old_state(target, state)? || self.set_numpy_state(target, state)? {
             return Ok(());
         }
         if self.is_tensor(target) {

@@ -196,6 +196,14 @@ pub enum PickleError {
         /// What is wrong.
         problem: TensorProblem,
     },
+    /// An array of numpy that is not as large as its bytes.
+    #[error("data.pkl byte {offset}: a numpy array {problem}")]
+    Array {
+        /// Where the opcode stands that gives it its bytes.
+        offset: usize,
+        /// What is wrong.
+        problem: ArrayProblem,
+    },
     /// Marks or tuples nest too deep.
     #[error("data.pkl byte {offset}: {} nests deeper than {limit}", opcode::name(*opcode))]
     Depth {
@@ -276,5 +284,28 @@ pub enum TensorProblem {
         needed: u64,
         /// Bytes of the storage.
         found: u64,
+    },
+}
+
+/// What is wrong with an array of numpy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ArrayProblem {
+    /// A length below zero.
+    #[error("with a dimension of length {length}")]
+    Negative {
+        /// The length.
+        length: i64,
+    },
+    /// More elements than 63 bits can count.
+    #[error("of more bytes than 63 bits can count")]
+    Overflow,
+    /// Shape and dtype do not go with the bytes.
+    #[error("whose shape and dtype need {needed} bytes, and {found} are there")]
+    Length {
+        /// What shape and dtype need.
+        needed: u64,
+        /// What is there.
+        found: usize,
     },
 }

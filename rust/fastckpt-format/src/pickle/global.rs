@@ -58,6 +58,11 @@ pub(super) enum Known {
     ByteArray,
     Set,
     Complex,
+    Bytes,
+    NumpyArray,
+    NumpyDtype,
+    NumpyReconstruct,
+    NumpyScalar,
 }
 
 impl Known {
@@ -78,8 +83,26 @@ impl Known {
             ("builtins", "bytearray") => Some(Self::ByteArray),
             ("builtins", "set") => Some(Self::Set),
             ("builtins", "complex") => Some(Self::Complex),
+            ("builtins", "bytes") => Some(Self::Bytes),
+            ("numpy", "ndarray") => Some(Self::NumpyArray),
+            ("numpy", "dtype") => Some(Self::NumpyDtype),
+            // The module's names in numpy 1 and 2.
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct") => {
+                Some(Self::NumpyReconstruct)
+            }
+            ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar") => {
+                Some(Self::NumpyScalar)
+            }
             _ => None,
         }
+    }
+
+    /// Whether torch's unpickler would refuse the global, which the decoder understands.
+    pub(super) fn is_made_here(self) -> bool {
+        matches!(
+            self,
+            Self::Bytes | Self::NumpyDtype | Self::NumpyReconstruct | Self::NumpyScalar
+        )
     }
 
     /// Whether the fast path stays open after this global: not for what only torch can rebuild.

@@ -2,12 +2,15 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::decode::Decoded;
 use super::dtype::Dtype;
 use super::error::PickleError;
+use super::for_torch::{ForTorch, Replacements};
 use super::global::Global;
 use super::names::{self, Place};
+use super::numpy::{NumpyArray, NumpyDtype, NumpyScalar};
 use super::{Limits, probes, reach, values};
 
 /// The position of a node in its graph. The same id twice is the same Python object.
@@ -109,7 +112,7 @@ pub enum Node {
     /// A str.
     Text(Text),
     /// A bytes object.
-    Bytes(Box<[u8]>),
+    Bytes(Arc<[u8]>),
     /// A bytearray.
     ByteArray(Box<[u8]>),
     /// Real and imaginary part.
@@ -149,6 +152,12 @@ pub enum Node {
         /// torch's `requires_grad`.
         requires_grad: bool,
     },
+    /// An array of numpy.
+    NumpyArray(Box<NumpyArray>),
+    /// A scalar of numpy.
+    NumpyScalar(Box<NumpyScalar>),
+    /// A `numpy.dtype`.
+    NumpyDtype(NumpyDtype),
     /// A bare storage. As part of the result, not of a tensor, it closes the fast path.
     Storage(StorageId),
     /// A class or function. As part of the result, it closes the fast path.
@@ -193,6 +202,9 @@ impl Node {
             Self::Device { .. } => "a torch.device",
             Self::Tensor(_) => "a tensor",
             Self::Parameter { .. } => "a Parameter",
+            Self::NumpyArray(_) => "a numpy array",
+            Self::NumpyScalar(_) => "a numpy scalar",
+            Self::NumpyDtype(_) => "a numpy dtype",
             Self::Storage(_) => "a storage",
             Self::Global(_) => "a global",
             Self::Counter(_) => "a Counter",
@@ -230,6 +242,7 @@ pub struct Graph {
     /// State given by `BUILD` to objects that cannot hold it, as (object, state).
     pub(super) states: Vec<(NodeId, NodeId)>,
     outside: Option<String>,
+    for_torch: Replacements,
     pub(super) reachable: Vec<NodeId>,
 }
 
@@ -246,6 +259,7 @@ impl Graph {
             root: decoded.root,
             states: decoded.states,
             outside: decoded.outside,
+            for_torch: decoded.for_torch,
             reachable: Vec::new(),
         };
         graph.reachable = reach::from_root(&graph, limits.max_depth)?;
@@ -320,6 +334,14 @@ impl Graph {
     #[must_use]
     pub fn outside(&self) -> Option<&str> {
         self.outside.as_deref()
+    }
+
+    /// The pickle for torch's own restricted unpickler, which takes less than the decoder: what it
+    /// would refuse (numpy's objects, some bytes) is asked for in it, see [`ForTorch`]. `None` where it
+    /// is [`Graph::pickle`].
+    #[must_use]
+    pub fn for_torch(&self) -> Option<ForTorch> {
+        self.for_torch.apply(self)
     }
 
     /// The bytes of a text: UTF-8, or nearly so if [`Text::has_surrogates`].

@@ -7,6 +7,7 @@
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use super::graph::{Graph, Node, NodeId};
+use super::numpy::Number;
 
 /// Python's `sys.hash_info.modulus`: numbers hash to their remainder.
 const MODULUS: u64 = (1 << MODULUS_BITS) - 1;
@@ -75,16 +76,23 @@ fn find(tuples: &[(NodeId, u64)], id: NodeId) -> u64 {
 fn simple(graph: &Graph, id: NodeId) -> u64 {
     match graph.node(id) {
         Node::Bool(value) => u64::from(*value),
-        Node::Int(value) => {
-            let remainder = value.unsigned_abs() % MODULUS;
-            signed(remainder, *value < 0)
-        }
+        Node::Int(value) => int(*value),
         Node::Long(bytes) => long(bytes),
         Node::Float(value) if !value.is_nan() => float(*value),
         Node::Complex(real, imaginary) if !real.is_nan() && !imaginary.is_nan() => {
-            let imaginary = float(*imaginary).wrapping_mul(IMAGINARY);
-            not_minus_one(float(*real).wrapping_add(imaginary))
+            complex(*real, *imaginary)
         }
+        // numpy's hash as Python's numbers of the same value.
+        Node::NumpyScalar(scalar) => match scalar.number() {
+            Number::Bool(value) => u64::from(value),
+            Number::Int(value) => int(value),
+            Number::UInt(value) => signed(value % MODULUS, false),
+            Number::Float(value) if !value.is_nan() => float(value),
+            Number::Complex(real, imaginary) if !real.is_nan() && !imaginary.is_nan() => {
+                complex(real, imaginary)
+            }
+            _ => secret(&id.0.to_le_bytes()),
+        },
         Node::Size(lengths) => {
             let of_length = |length: &i64| signed(length.unsigned_abs() % MODULUS, *length < 0);
             tuple(lengths.iter().map(of_length), lengths.len())
@@ -93,6 +101,15 @@ fn simple(graph: &Graph, id: NodeId) -> u64 {
         Node::Bytes(bytes) => secret(bytes),
         _ => secret(&id.0.to_le_bytes()),
     }
+}
+
+fn int(value: i64) -> u64 {
+    signed(value.unsigned_abs() % MODULUS, value < 0)
+}
+
+fn complex(real: f64, imaginary: f64) -> u64 {
+    let imaginary = float(imaginary).wrapping_mul(IMAGINARY);
+    not_minus_one(float(real).wrapping_add(imaginary))
 }
 
 fn secret(bytes: &[u8]) -> u64 {

@@ -31,8 +31,8 @@ fn pass_over(cursor: &mut Cursor<'_>) -> Result<u8, PickleError> {
         op::BININT2 => 2,
         op::BININT | op::LONG_BINPUT | op::LONG_BINGET => 4,
         op::BINFLOAT => 8,
-        op::LONG1 | op::SHORT_BINSTRING => usize::from(cursor.byte()?),
-        op::BINUNICODE => cursor.u32()? as usize,
+        op::LONG1 | op::SHORT_BINSTRING | op::SHORT_BINBYTES => usize::from(cursor.byte()?),
+        op::BINUNICODE | op::BINBYTES => cursor.u32()? as usize,
         op::GLOBAL => {
             cursor.line()?;
             cursor.line()?;

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::cursor::Cursor;
 use super::error::PickleError;
+use super::for_torch::Replacements;
 use super::graph::{Node, NodeId, StorageId, StorageRef};
 use super::opcode as op;
 use super::{Limits, StorageIds};
@@ -54,6 +55,7 @@ pub(super) struct Decoder<'a> {
     /// A tensor without its state, see `old_state`.
     pub(super) begun_tensor: Option<NodeId>,
     pub(super) outside: Option<String>,
+    pub(super) for_torch: Replacements,
     copies_left: u64,
     hashes_left: u64,
 }
@@ -76,6 +78,7 @@ impl<'a> Decoder<'a> {
             states: Vec::new(),
             begun_tensor: None,
             outside: None,
+            for_torch: Replacements::default(),
             copies_left: nbytes.saturating_mul(COPIES_PER_BYTE),
             hashes_left: nbytes.saturating_mul(HASHES_PER_BYTE),
         };
@@ -109,7 +112,12 @@ impl<'a> Decoder<'a> {
 
     pub(super) fn recall(&mut self, index: u32) -> Result<(), PickleError> {
         match self.memo.get(index as usize) {
-            Some(&node) if node != VACANT => self.push_existing(NodeId(node)),
+            Some(&node) if node != VACANT => {
+                if self.for_torch.has_globals {
+                    self.note_recalled(NodeId(node));
+                }
+                self.push_existing(NodeId(node))
+            }
             _ => Err(PickleError::MemoMissing {
                 offset: self.cursor.offset,
                 index,
@@ -187,21 +195,23 @@ impl<'a> Decoder<'a> {
     }
 
     pub(super) fn add(&mut self, node: Node) -> NodeId {
-        let mutable = matches!(
-            node,
-            Node::List(_)
-                | Node::Dict(_)
-                | Node::OrderedDict { .. }
-                | Node::Counter(_)
-                | Node::Set(_)
-                | Node::ByteArray(_)
-        );
-        let weight = u32::from(!mutable);
+        let weight = u32::from(is_hashable(&node));
         // Never more nodes than bytes and singletons, see `run`.
         let id = NodeId(u32::try_from(self.nodes.len()).unwrap_or(VACANT));
         self.nodes.push(node);
         self.facts.push(Facts { depth: 0, weight });
         id
+    }
+
+    /// Gives an object that has been begun its value.
+    pub(super) fn complete(&mut self, id: NodeId, node: Node) {
+        let weight = u32::from(is_hashable(&node));
+        if let Some(facts) = self.facts.get_mut(id.index()) {
+            *facts = Facts { depth: 0, weight };
+        }
+        if let Some(begun) = self.nodes.get_mut(id.index()) {
+            *begun = node;
+        }
     }
 
     pub(super) fn push(&mut self, node: Node) -> NodeId {
@@ -273,4 +283,18 @@ impl<'a> Decoder<'a> {
             limit: (nbytes as u64).saturating_mul(per_byte),
         }
     }
+}
+
+/// Whether an object can be a key, as far as it says itself: a tuple goes by its items.
+fn is_hashable(node: &Node) -> bool {
+    !matches!(
+        node,
+        Node::List(_)
+            | Node::Dict(_)
+            | Node::OrderedDict { .. }
+            | Node::Counter(_)
+            | Node::Set(_)
+            | Node::ByteArray(_)
+            | Node::NumpyArray(_)
+    )
 }

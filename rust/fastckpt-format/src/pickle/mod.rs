@@ -1,8 +1,8 @@
 //! The restricted decoder of `data.pkl`: untrusted bytes in, a [`Graph`] of plain nodes out.
 //!
 //! Nothing is executed. The opcodes are those of torch's own `weights_only` unpickler, the calls
-//! that have a meaning here are the few that `torch.save` writes for tensors, containers and
-//! plain values. Anything else that torch may still accept (quantized and sparse tensors,
+//! that have a meaning here are the few that `torch.save` writes for tensors, containers, plain values
+//! and numpy's numbers. Anything else that torch may still accept (quantized and sparse tensors,
 //! subclasses, safe globals) becomes an opaque node, and [`Graph::outside`] names the first one:
 //! such a pickle has to go through torch's unpickler, after it has been walked here and found
 //! free of item assignments on anything but dicts (torch before 2.10 corrupts its heap on those,
@@ -17,12 +17,14 @@ mod cursor;
 mod decode;
 mod dtype;
 mod error;
+mod for_torch;
 mod global;
 mod graph;
 mod hashes;
 mod length;
 mod machine;
 mod names;
+mod numpy;
 mod old_state;
 mod opcode;
 mod probes;
@@ -33,11 +35,13 @@ mod tensor;
 mod values;
 
 pub use dtype::Dtype;
-pub use error::{PickleError, TensorProblem};
+pub use error::{ArrayProblem, PickleError, TensorProblem};
+pub use for_torch::ForTorch;
 pub use global::Global;
 pub use graph::{Counter, Graph, Node, NodeId, StorageId, StorageRef, Tensor, Text};
 pub use length::length;
 pub use names::Place;
+pub use numpy::{Number, NumberKind, NumpyArray, NumpyDtype, NumpyScalar};
 
 /// What a pickle may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -221,7 +221,12 @@ impl<'a> Walk<'a> {
     fn holds_tensors(&self, node: NodeId) -> bool {
         !matches!(
             self.graph.node(node),
-            Node::None | Node::Bool(_) | Node::Int(_) | Node::Float(_) | Node::Text(_)
+            Node::None
+                | Node::Bool(_)
+                | Node::Int(_)
+                | Node::Float(_)
+                | Node::Text(_)
+                | Node::NumpyScalar(_)
         )
     }
 
@@ -257,6 +262,7 @@ impl<'a> Walk<'a> {
                 Node::Bool(false) => "False".to_owned(),
                 Node::None => "None".to_owned(),
                 Node::Float(number) => format!("{number:?}"),
+                Node::NumpyScalar(scalar) => scalar.number().to_string(),
                 other => format!("<{}>", other.kind()),
             },
         }

@@ -1,8 +1,11 @@
-//! The opcodes of pickle protocol 2 that torch's restricted unpickler accepts, and all names.
+//! The opcodes of pickle protocol 2 that torch's restricted unpickler accepts, those of protocol 3, and
+//! all names.
 
 pub(super) const MARK: u8 = b'(';
 pub(super) const STOP: u8 = b'.';
 pub(super) const BINFLOAT: u8 = b'G';
+pub(super) const BINBYTES: u8 = b'B';
+pub(super) const SHORT_BINBYTES: u8 = b'C';
 pub(super) const BININT: u8 = b'J';
 pub(super) const BININT1: u8 = b'K';
 pub(super) const BININT2: u8 = b'M';
@@ -50,6 +53,8 @@ fn accepted_name(opcode: u8) -> Option<&'static str> {
     Some(match opcode {
         MARK => "MARK",
         STOP => "STOP",
+        BINBYTES => "BINBYTES",
+        SHORT_BINBYTES => "SHORT_BINBYTES",
         BINFLOAT => "BINFLOAT",
         BININT => "BININT",
         BININT1 => "BININT1",
@@ -98,8 +103,6 @@ fn refused_name(opcode: u8) -> &'static str {
         b'S' => "STRING",
         b'T' => "BINSTRING",
         b'V' => "UNICODE",
-        b'B' => "BINBYTES",
-        b'C' => "SHORT_BINBYTES",
         b'd' => "DICT",
         b'g' => "GET",
         b'i' => "INST",

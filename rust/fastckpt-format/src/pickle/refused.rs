@@ -72,7 +72,12 @@ impl Known {
             | Self::Device
             | Self::RebuildTensorV2
             | Self::RebuildTensorV3
-            | Self::RebuildParameter => false,
+            | Self::RebuildParameter
+            // torch refuses them, unless somebody has allowed them for numpy's other objects.
+            | Self::NumpyArray
+            | Self::NumpyDtype
+            | Self::NumpyReconstruct
+            | Self::NumpyScalar => false,
             Self::UntypedStorage
             | Self::OrderedDict
             | Self::Counter
@@ -80,7 +85,8 @@ impl Known {
             | Self::Encode
             | Self::ByteArray
             | Self::Set
-            | Self::Complex => true,
+            | Self::Complex
+            | Self::Bytes => true,
         }
     }
 }

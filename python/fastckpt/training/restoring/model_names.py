@@ -16,27 +16,23 @@ from fastckpt._bare_model import bare_name, unwrap
 _PARALLEL = "module"
 
 
-def load_model_state(model: Any, state: Mapping[str, Any]) -> None:
-    """Load a state dict into a model.
+def state_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Return the model that a state is to be loaded into, and the state under that model's names.
 
     torch.compile, DistributedDataParallel and DataParallel put their own words into the names. Where
-    saved and present names differ by these alone, the state fits; all other differences are reported as
-    torch reports them.
+    saved and present names differ by these alone, the state fits the model inside. All other
+    differences are left as they are.
 
     Args:
-        model: Has load_state_dict.
+        model: The model.
         state: Names to tensors. It is not changed.
-
-    Raises:
-        RuntimeError: The state does not fit the model.
     """
-    if isinstance(model, nn.Module) and _is_wrapped(model, state):
+    if _is_wrapped(model, state):
         inner = unwrap(model)
         renamed = _named_as_in(inner, state)
         if renamed is not None:
-            inner.load_state_dict(renamed)
-            return
-    model.load_state_dict(state)
+            return inner, renamed
+    return model, state
 
 
 def _is_wrapped(model: nn.Module, state: Mapping[str, Any]) -> bool:
