@@ -40,7 +40,8 @@ def run(command: list[str], **environment: str) -> str:
 
 
 def long_options(command: Any) -> set[str]:
-    return {name for option in command.params for name in option.opts if name.startswith("--")}
+    shown = [option for option in command.params if not getattr(option, "hidden", False)]
+    return {name for option in shown for name in option.opts if name.startswith("--")}
 
 
 def choices(command: Any) -> dict[str, list[str]]:

@@ -18,10 +18,10 @@ from tests.inspected_files import inspected, inspected_directory, managed, model
 from tests.specimens import quiet
 
 import fastckpt
-from fastckpt._inspect.report import TensorRow, Total, UncoveredFormatError
+from fastckpt._inspect.report import TensorRow, Total
 from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_output import file_document, file_lines
-from fastckpt.errors import CheckpointError, ChecksumError, FormatError
+from fastckpt.errors import CheckpointError, ChecksumError, FormatError, UncoveredFormatError
 
 # Files.
 

@@ -20,11 +20,12 @@ from ._contents.opening import Kind, open_source
 from ._contents.plain_values import PlainValues
 from ._inspect.files import decode_meta_values, read_source_values
 from ._inspect.names import name_of_file
+from ._metric_names import nearest_first
 from ._native import Archive, TensorInfo
 from ._steps.checkpoint_names import BEST_NAME
 from ._steps.saves import read_save
 from ._steps.survey import Listing, StepName, walk_directories
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownMetricError
 
 if TYPE_CHECKING:
     import torch
@@ -50,26 +51,8 @@ _FORMATS = {
     "int64": "<q",
 }
 _THREADS = 8
-# Enough to see which names there are.
-_NAMES_SHOWN = 20
-
-
-class UnknownMetricError(ValueError):
-    """No checkpoint has the metric.
-
-    Attributes:
-        metric_name: The metric.
-        available: The metrics that there are, sorted.
-    """
-
-    def __init__(self, metric_name: str, available: list[str], count: int) -> None:
-        self.metric_name = metric_name
-        self.available = available
-        shown = ", ".join(map(repr, available[:_NAMES_SHOWN]))
-        hidden = len(available) - _NAMES_SHOWN
-        more = f" and {hidden} more" if hidden > 0 else ""
-        there = f"they have {shown}{more}" if available else "they have none at all"
-        super().__init__(f"none of {count} checkpoints has the metric {metric_name!r}; {there}")
+# Paths that a message names.
+_PATHS_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -162,8 +145,9 @@ class ModelSelector:
         if not ranked:
             raise FileNotFoundError(f"no checkpoint in {', '.join(names) or 'an empty list'}")
         if all(checkpoint.metric is None for checkpoint in ranked):
-            available = sorted({name for each in ranked for name in each.metrics})
-            raise UnknownMetricError(metric_name, available, len(ranked))
+            available = {name for each in ranked for name in each.metrics}
+            where = ", ".join(names) if len(names) <= _PATHS_NAMED else f"{len(ranked)} checkpoints"
+            raise UnknownMetricError(metric_name, nearest_first(metric_name, available), where)
         sign = 1 if mode == "min" else -1
         return sorted(ranked, key=lambda checkpoint: _rank(checkpoint, sign))
 

@@ -179,6 +179,7 @@ def _memory_of_a_table(directory: Path) -> None:
     bytearray(b"x") * (directory / "parts").stat().st_size ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "count"),
     [(_each_with_each, 2_000), (_looked_up_in_a_list, 10_000), (_memory_of_a_table, 16_000)],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
+
 logger = logging.getLogger("fastckpt.export")
 _MB = 1e6
 
 
 @dataclass(frozen=True)
-class ExportReport:
+class ExportReport(Judged):
     """The result of an export. All its files are in place and durable.
 
     Attributes:
@@ -39,6 +41,11 @@ class ExportReport:
     def has_config(self) -> bool:
         """Whether the model's configuration was written."""
         return bool(self.config_keys)
+
+    @property
+    def status(self) -> str:
+        """The verdict, "exported": what goes wrong is raised."""
+        return "exported"
 
 
 def log_export(report: ExportReport) -> None:

@@ -6,20 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fastckpt.errors import MissingMetricError
+
 #: The best value so far, by the mode, while there is none.
 WORST = {"min": math.inf, "max": -math.inf}
-
-
-class MissingMetricError(KeyError, ValueError):
-    """The metric that decides which checkpoint is the best was not given.
-
-    A KeyError, since a key is missing, and a ValueError, since that is what many expect of a wrong
-    argument.
-    """
-
-    def __str__(self) -> str:
-        # KeyError would show the message as a quoted key.
-        return str(self.args[0])
 
 
 def plain_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:

@@ -86,7 +86,7 @@ pub(super) struct Replacements {
     /// Functions on the stack.
     uncalled: usize,
     /// Whether there is a function or class in the memo that is replaced.
-    has_globals: bool,
+    pub(super) has_globals: bool,
     /// Whether something is not as Python pickles it.
     is_broken: bool,
 }
@@ -114,10 +114,8 @@ impl Decoder<'_> {
     }
 
     /// Notes that an object was pushed out of the memo.
+    #[inline(never)]
     pub(super) fn note_recalled(&mut self, id: NodeId) {
-        if !self.for_torch.has_globals {
-            return;
-        }
         match self.node(id) {
             Node::Global(global) => {
                 if let Some(known) = global.known {

@@ -113,7 +113,9 @@ impl<'a> Decoder<'a> {
     pub(super) fn recall(&mut self, index: u32) -> Result<(), PickleError> {
         match self.memo.get(index as usize) {
             Some(&node) if node != VACANT => {
-                self.note_recalled(NodeId(node));
+                if self.for_torch.has_globals {
+                    self.note_recalled(NodeId(node));
+                }
                 self.push_existing(NodeId(node))
             }
             _ => Err(PickleError::MemoMissing {

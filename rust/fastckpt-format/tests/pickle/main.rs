@@ -15,6 +15,7 @@ mod bounds;
 mod calls;
 mod containers;
 mod literals;
+mod numpy;
 mod properties;
 mod real;
 mod refusals;

@@ -191,7 +191,6 @@ fn what_needs_torch_says_so() {
         ),
         ("counter", "global collections.Counter", &[]),
         ("custom_class", "global __main__.Config", &["w"]),
-        ("empty_bytes", "global builtins.bytes", &[]),
         ("eval", "global builtins.eval", &[]),
         ("layout", "global torch.serialization._get_layout", &[]),
         (
