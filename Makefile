@@ -4,6 +4,7 @@
 #   make        formats, builds, lints and tests
 #   make demo   trains, kills, resumes and verifies: what the project is for, in two minutes
 #   make test   cargo test and pytest
+#   make docs   the API reference, from the docstrings: build/docs/index.html
 #
 # Variables: PYTHON (python3), VENV (.venv), MARK (which pytest marks), PYTEST_ARGS, BENCH_ARGS,
 # FUZZ_SECS, CAMPAIGN_ARGS.
@@ -31,7 +32,7 @@ RUST_LINT := --workspace --all-targets
 RUST_TEST := --workspace --exclude fastckpt-py
 
 .DEFAULT_GOAL := all
-.PHONY: all develop demo test test-rust test-python test-matrix lint lint-rust lint-python \
+.PHONY: all develop demo docs test test-rust test-python test-matrix lint lint-rust lint-python \
 	format bench fuzz deny campaign clean
 
 all:
@@ -56,6 +57,10 @@ $(BUILT): $(TOOLS) $(RUST_SOURCES) pyproject.toml
 
 demo: $(BUILT)
 	$(BIN)/python examples/demo.py
+
+docs: $(BUILT)
+	.ci/install $(VENV) $(PYTHON) --group docs
+	$(BIN)/python docs/make_reference.py build/docs
 
 test: test-rust test-python
 

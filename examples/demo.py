@@ -26,7 +26,7 @@ import torch
 
 import fastckpt
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+EXAMPLES = Path(__file__).resolve().parent
 STEPS = 48
 SAVE_EVERY = 8
 # The first kill comes somewhere in these steps, none of which is saved.
@@ -62,9 +62,9 @@ def title(text: str) -> None:
 
 def start_training(run: Path, *, resume: bool) -> subprocess.Popen[bytes]:
     """Start a child process that trains into `run`."""
-    command = [sys.executable, "-m", "examples.train", str(run)]
+    command = [sys.executable, str(EXAMPLES / "train.py"), str(run)]
     command += ["--steps", str(STEPS), "--save-every", str(SAVE_EVERY)] + ["--resume"] * resume
-    return subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def finish(child: subprocess.Popen[bytes]) -> None:
@@ -273,8 +273,7 @@ def flip_bit(path: Path, position: int, chance: random.Random) -> int:
 def show_speed(work: Path) -> None:
     """Print a small comparison with torch; the figures are shown, not judged."""
     title("4. Save and load beside torch")
-    command = [sys.executable, "-m", "examples.speed", str(work)]
-    result = subprocess.run(command, cwd=REPOSITORY, check=False)
+    result = subprocess.run([sys.executable, EXAMPLES / "speed.py", work], check=False)
     check(result.returncode == 0, "what every way loaded is bit for bit what was saved")
 
 
@@ -289,7 +288,7 @@ def main() -> int:
         sys.stdout.reconfigure(line_buffering=True)  # in order with what the children print
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     chance = random.Random(seed)
-    parent = arguments.directory or REPOSITORY / "build"
+    parent = arguments.directory or EXAMPLES.parent / "build"
     parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="demo-", dir=parent.resolve()))
     started = time.monotonic()

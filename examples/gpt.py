@@ -1,9 +1,12 @@
-"""A small GPT with the interface of nanochat's: made on the meta device, filled by `init_weights`.
+"""A small GPT with nanochat's interface: made on the meta device, filled by `init_weights`.
 
-Its tables for rotary embeddings are buffers that are not saved, so a model that is built from a
-checkpoint has to call `init_weights` before it takes the loaded weights.
+    python examples/gpt.py
+
+The other examples train it. Its tables for rotary embeddings are buffers that are not saved, so a model that is
+built from a checkpoint has to call `init_weights` before it takes the loaded weights.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -157,3 +160,21 @@ class GPT(nn.Module):
         if targets is None:
             return logits
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def main() -> None:
+    """Make the model; before any training its loss is that of guessing."""
+    torch.manual_seed(0)
+    config = GPTConfig()
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    tokens = torch.randint(config.vocab_size, (4, config.sequence_len + 1))
+    loss = model(tokens[:, :-1], tokens[:, 1:]).item()
+    print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
+    print(f"loss {loss:.3f}; guessing among {config.vocab_size} bytes: {math.log(256):.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,10 @@
 """Several ranks save one step, each its own optimizer shard, as nanochat does.
 
-    python -m examples.ranks DIRECTORY [--ranks 2]
+    python examples/ranks.py [DIRECTORY] [--ranks 2]
 
-The model is the same on every rank, and rank 0 saves it; of the optimizer each rank holds, and saves, a part.
-No rank waits for another while it saves. The step counts as saved once all of its files are there, and they
-are of one save: `find_last_good_step` tells.
+The model is the same on every rank, and rank 0 saves it; each rank has a part of the optimizer's state, and
+saves that. No rank waits for another while it saves. The step counts as saved once all of its files are there,
+and are of one save: `find_last_good_step` tells. To copy: `work`.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from fastckpt import (
 
 STEPS, SAVE_EVERY = 20, 10
 WIDTH = 64
+DEFAULT_DIRECTORY = Path(__file__).resolve().parents[1] / "build/examples/ranks"
 
 
 def rows_of(rank: int, world_size: int) -> slice:
@@ -72,7 +73,7 @@ def work(rank: int, world_size: int, port: int, directory: Path) -> None:
 def main() -> None:
     """Run the ranks, then look at what they saved, and at what a lost shard does."""
     parser = argparse.ArgumentParser(description="Save a step from several ranks.")
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
     parser.add_argument("--ranks", type=int, default=2)
     arguments = parser.parse_args()
     directory: Path = arguments.directory

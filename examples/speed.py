@@ -1,6 +1,6 @@
 """Save and load a state dict with torch and with fastckpt, taking turns; print medians and ratios.
 
-    python -m examples.speed [DIR]
+    python examples/speed.py [DIRECTORY]
 
 Exits with 1 if what was loaded is not what was saved. A glance, not a benchmark: one size, files
 in the page cache when they are loaded.
@@ -24,6 +24,8 @@ ROUNDS = 5
 TENSOR_COUNT = 48
 TENSOR_SHAPE = (1024, 2560)
 STATE_NBYTES = TENSOR_COUNT * TENSOR_SHAPE[0] * TENSOR_SHAPE[1] * 4
+
+DEFAULT_DIRECTORY = Path(__file__).resolve().parents[1] / "build/examples"
 
 StateDict = dict[str, Tensor]
 
@@ -111,5 +113,9 @@ def compare(directory: Path) -> bool:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if sys.argv[1:] else ".") as work:
-        sys.exit(0 if compare(Path(work)) else 1)
+    parent = Path(sys.argv[1]) if sys.argv[1:] else DEFAULT_DIRECTORY
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as work:
+        good = compare(Path(work))
+    print(f"  what was loaded is {'bit for bit' if good else 'NOT'} what was saved")
+    sys.exit(0 if good else 1)

@@ -1,9 +1,9 @@
 """Train the small GPT on Python's own source, with checkpoints through nanochat's functions.
 
-    python -m examples.train RUN_DIR --steps 48 --save-every 8
+    python examples/train.py [DIRECTORY] [--steps 48] [--save-every 8] [--resume]
 
-Started again with `--resume`, it goes on from the last step that is whole in RUN_DIR. Each step's loss is
-added to RUN_DIR/losses.jsonl, exactly (`float.hex`).
+Started again with `--resume`, it resumes from the last step that is whole in DIRECTORY. Each step's loss is
+added to DIRECTORY/losses.jsonl, exactly (`float.hex`). To copy: `Run.save` and `Run.resume`.
 """
 
 import argparse
@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from examples.gpt import GPT, GPTConfig
 from torch import Tensor
 
 from fastckpt import find_last_good_step, load_checkpoint, save_checkpoint
+from gpt import GPT, GPTConfig
 
 SEED = 1337
 BATCH_SIZE = 8
 TEXT_NBYTES = 4 << 20
+DEFAULT_DIRECTORY = Path(__file__).resolve().parents[1] / "build/examples/train"
 
 
 class Text:
@@ -149,7 +150,7 @@ def train(run: Run, steps: int, save_every: int, losses: Path, *, resume: bool) 
 def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the small GPT.")
-    parser.add_argument("directory", type=Path)
+    parser.add_argument("directory", type=Path, nargs="?", default=DEFAULT_DIRECTORY)
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--save-every", type=int, default=8)
     parser.add_argument("--resume", action="store_true")
@@ -168,6 +169,9 @@ def main() -> None:
         directory / "losses.jsonl",
         resume=arguments.resume,
     )
+    last = find_last_good_step(directory)
+    print(f"last whole step in {directory}: {last}; smoothed loss there {run.smooth_loss:.3f}")
+    print(f"fastckpt verify {directory}    # reads every byte of it")
 
 
 if __name__ == "__main__":

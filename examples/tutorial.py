@@ -1,9 +1,9 @@
 """From a checkpoint to a model that works: rebuild, check, resume, generate.
 
-    python -m examples.tutorial [CHECKPOINT.pt]
+    python examples/tutorial.py [CHECKPOINT.pt]
 
 The checkpoint is one plain file, {"model_state", "gpt_cfg", "step", "val_loss"}, which torch.load reads too.
-Where there is none, a small GPT is trained for a moment and saved first.
+If there is none, a small GPT is trained for a moment and saved first. To copy: `save` and `load`.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from examples.gpt import GPT, GPTConfig
-from examples.train import Text
 from torch import Tensor
 
 import fastckpt
+from gpt import GPT, GPTConfig
+from train import Text
 
 SEED = 1337
 CONFIG = GPTConfig(sequence_len=64, n_layer=2, n_head=2, n_kv_head=2, n_embd=64)
@@ -25,6 +25,7 @@ FIRST_STEPS, MORE_STEPS = 30, 20
 # A batch of its own, far from where training begins.
 VALIDATION_POSITION = 2 << 20
 PROMPT, NEW_TOKENS = b"def __init__(self", 60
+DEFAULT_PATH = Path(__file__).resolve().parents[1] / "build/examples/tutorial.pt"
 
 
 def make_model(config: GPTConfig) -> GPT:
@@ -98,7 +99,7 @@ def generate(model: GPT, prompt: bytes, new_tokens: int) -> bytes:
 def main() -> None:
     """Do all of it once."""
     parser = argparse.ArgumentParser(description="Rebuild a model from one checkpoint file.")
-    parser.add_argument("checkpoint", type=Path, nargs="?", default=Path("build/tutorial.pt"))
+    parser.add_argument("checkpoint", type=Path, nargs="?", default=DEFAULT_PATH)
     path: Path = parser.parse_args().checkpoint
     torch.manual_seed(SEED)
 

@@ -227,7 +227,7 @@ def test_what_does_not_go_together_is_named(tmp_path: Path) -> None:
 
 def test_what_has_no_mean_is_refused(tmp_path: Path) -> None:
     for state, words in (
-        ({"w": torch.ones(2, 2).to_sparse()}, "w is no plain tensor"),
+        ({"w": torch.ones(2, 2).to_sparse()}, "w is not a plain tensor"),
         ({"w": torch.ones(2), 3: torch.ones(2)}, "the state dict has the key 3"),
         ({"w": torch.empty(2, dtype=torch.bits8)}, "w is bits8"),
         ({"state": {}, "param_groups": []}, "no state dict"),

@@ -62,7 +62,6 @@ def test_io_error(
 @pytest.mark.parametrize(
     ("args", "message", "hint"),
     [
-        ([], "Missing command", "fastckpt --help"),
         (["verify"], "Missing argument", "fastckpt verify --help"),
         (["verify", "--threads", "0", "x"], "--threads", "fastckpt verify --help"),
         (["verify", "--threads", "many", "x"], "--threads", "fastckpt verify --help"),

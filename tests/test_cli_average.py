@@ -29,7 +29,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = captured.out.splitlines()
     assert lines[0].startswith(f"AVERAGED: 2 checkpoints into {to}, ")
     assert lines[1:] == [f"    0.6667  {paths[0]}", f"    0.3333  {paths[1]}"]
-    assert captured.err == f"note: 1 integer tensor is of the last file, {paths[1]}\n"
+    assert captured.err == f"note: 1 integer tensor is taken from the last file, {paths[1]}\n"
     assert torch.load(to)["w"].tolist() == [2.0, 2.0]
 
 
@@ -56,7 +56,7 @@ def test_files_without_checksums_are_averaged_and_said_to_be(
         assert average_checkpoints([path])["w"].tolist() == [1.0] * 10
     assert run(["average", str(path), "--to", str(tmp_path / "out.pt")]) == 0
     assert capsys.readouterr().err == (
-        f"warning: {path} has no checksums: its bytes were averaged unchecked\n"
+        f"warning: {path} has no checksums: it was averaged unchecked\n"
     )
 
 
@@ -103,7 +103,7 @@ def test_a_directory_stands_for_its_only_model(
     torch.save({"w": torch.ones(1)}, tmp_path / "run1" / "model_000009.pt")
     to.unlink()
     assert run(["average", *directories, "--to", str(to)]) == 2
-    assert "2 model files: name the files themselves" in capsys.readouterr().err
+    assert f"2 model files: name its steps, as {tmp_path}/run1@9" in capsys.readouterr().err
 
 
 def test_torch_is_needed_and_said_to_be(tmp_path: Path) -> None:

@@ -33,14 +33,15 @@ def run(command: list[str], **environment: str) -> str:
         text=True,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.stderr == ""
     return done.stdout
 
 
 def long_options(command: Any) -> set[str]:
-    return {name for option in command.params for name in option.opts if name.startswith("--")}
+    shown = [option for option in command.params if not getattr(option, "hidden", False)]
+    return {name for option in shown for name in option.opts if name.startswith("--")}
 
 
 def choices(command: Any) -> dict[str, list[str]]:

@@ -83,7 +83,7 @@ def test_messages_of_a_report() -> None:
     ((kind, text),) = messages(example_report())
     assert kind == "note"
     assert text == (
-        "1 temporary file of saves, running or interrupted, that no loader reads: "
+        "1 temporary file of running or interrupted saves, never loaded (`fastckpt gc`): "
         "runs/d12/.fastckpt-7-1.tmp"
     )
 

@@ -187,7 +187,9 @@ def test_what_progress_raises_ends_the_copy_and_leaves_no_temporary_file(
 def test_arguments_that_contradict_each_other(runs: Path, to: Path) -> None:
     with pytest.raises(ValueError, match="where the source is"):
         copy_checkpoint(runs, runs)
-    with pytest.raises(ValueError, match="either the newest step, or steps by number"):
+    with pytest.raises(
+        ValueError, match="name steps by number, or ask for the newest one, not both"
+    ):
         copy_checkpoint(runs, to, steps=[1], newest=True)
     with pytest.raises(ValueError, match="only a directory has steps"):
         copy_checkpoint(runs / "model_000001.pt", to, steps=[1])

@@ -41,7 +41,7 @@ def test_text(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = captured.out.splitlines()
     assert lines[0].startswith("DAMAGED: 2 of 3 checkpoints at the destination, ")
     assert [" ".join(line.split()[:4]) for line in lines[2:5]] == [
-        "step 1 was there",
+        "step 1 there 5",
         "step 2 copied 5",
         "step 3 DAMAGED 5",
     ]
@@ -52,8 +52,8 @@ def test_text(runs: Path, to: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "  record    data/0",
     ]
     assert captured.err == (
-        f"hint: fastckpt verify {runs} lists all that is damaged; copy another step\n"
-        f"note: 1 other name in {runs}, not of a checkpoint, not copied: tokenizer.json\n"
+        f"hint: `fastckpt verify {runs}` lists what is damaged; copy another step\n"
+        f"note: skipped 1 entry that is not a checkpoint: tokenizer.json\n"
     )
 
 
@@ -62,7 +62,7 @@ def test_the_hint_names_what_verify_takes(
 ) -> None:
     flip(runs / "model_000001.pt")
     assert run(["copy", f"{runs}@1", "--to", str(to)]) == 1
-    hint = f"hint: fastckpt verify {runs} lists all that is damaged; copy another step\n"
+    hint = f"hint: `fastckpt verify {runs}` lists what is damaged; copy another step\n"
     assert capsys.readouterr().err == hint
 
 
@@ -83,7 +83,7 @@ def test_what_is_in_the_way_is_said_with_a_hint(
     captured = capsys.readouterr()
     assert captured.out.startswith("IN THE WAY: 0 of 1 checkpoint at the destination")
     assert f"in the way: {to / 'model_000001.pt'}\n  what      a file of 4 bytes" in captured.out
-    assert captured.err.startswith("hint: copy to another directory, or remove what is in the way")
+    assert captured.err.startswith("hint: copy to another place, or remove what is in the way")
     assert (to / "model_000001.pt").read_bytes() == b"mine"
 
 

@@ -201,7 +201,8 @@ def test_what_is_expanded_is_changed_once(bits: str, tmp_path: Path) -> None:
     windows = torch.zeros(2**16, dtype=torch.complex64).as_strided((2**15, 2**15), (1, 1))
     torch.save({"model": {"w": windows.conj()}}, tmp_path / "c.pt")
     with pytest.raises(
-        ValueError, match=r"'w' has 8589934592 bytes as a dense tensor, .* of 524288"
+        ValueError,
+        match=r"'w' overlaps itself .*: 524288 bytes would become 8589934592 in a dense copy",
     ):
         ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "j.pt")
 
@@ -216,16 +217,15 @@ def test_names_are_those_of_the_bare_model(model: Tiny, tmp_path: Path) -> None:
     assert list(state) == list(model.state_dict())
     assert set(state._metadata) == set(model.state_dict()._metadata)  # type: ignore[attr-defined]
     assert report.notes == (
-        (
-            "7 names are those of the bare model: the parts that torch.compile and "
-            "DistributedDataParallel put in front of them are left out"
-        ),
+        ("7 names lost the prefixes of torch.compile and DistributedDataParallel"),
     )
 
 
 def test_two_names_of_the_same_tensor_are_an_error(tmp_path: Path) -> None:
     torch.save({"a.b": torch.ones(1), "a._orig_mod.b": torch.ones(1)}, tmp_path / "c.pt")
-    with pytest.raises(FormatError, match=r"'a.b' and 'a._orig_mod.b', which both mean .*'a.b'"):
+    with pytest.raises(
+        FormatError, match=r"has both 'a.b' and 'a._orig_mod.b' for the tensor 'a.b'"
+    ):
         ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "i.pt")
 
 
@@ -275,7 +275,7 @@ def test_what_only_torch_can_build_is_exported_all_the_same(tmp_path: Path) -> N
     found = torch.load(tmp_path / "i.pt")["model_state_dict"]
     assert torch.equal(found["s"].to_dense(), torch.eye(3))
     assert torch.equal(found["w"], state["w"])
-    with pytest.raises(ValueError, match=r"'s' in .* dense tensors only: .*torch.sparse_coo"):
+    with pytest.raises(ValueError, match=r"'s' in .*torch.sparse_coo.* dense tensors only"):
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "i.safetensors")
 
 
@@ -318,8 +318,8 @@ def test_averages_are_exported_as_apply_would_put_them(
     assert state["embed.weight"].data_ptr() == state["head.weight"].data_ptr()
     assert report.notes == (
         (
-            "4 of 7 tensors are moving averages; the others are the model's own: buffers and frozen "
-            "parameters"
+            "4 of 7 tensors are moving averages; the others, buffers and frozen parameters, are the "
+            "model's own"
         ),
     )
 

@@ -13,8 +13,9 @@ import safetensors.torch
 import torch
 
 from fastckpt import EMAModel
+from fastckpt._export_kind import export_kind
 from fastckpt.cli.app import run
-from fastckpt.cli.export import _direction, _parse_size
+from fastckpt.cli.export import _parse_size
 
 Captured = pytest.CaptureFixture[str]
 
@@ -128,7 +129,7 @@ def test_failures(source: str, tmp_path: Path, capsys: Captured) -> None:
     err = failed([source, "--to", source], "usage", 2, capsys)
     assert err == (
         f"error: {source} exists already, and export only writes new files\n"
-        "hint: name something else after --to\n"
+        "hint: name another destination after --to\n"
     )
     assert run(["export", source, "--to", str(tmp_path / "hub")]) == 0
     capsys.readouterr()
@@ -148,7 +149,8 @@ def test_failures(source: str, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "damaged.pt").write_bytes(data)
     err = failed([str(tmp_path / "damaged.pt"), "--to", output], "damaged", 1, capsys)
     assert "checksum mismatch in tensor 'model_state_dict.weight'" in err
-    assert "hint: fastckpt repair salvages what is good in it" in err
+    damaged = tmp_path / "damaged.pt"
+    assert f"`fastckpt repair {damaged} --to NEW` recovers the rest" in err
     assert not os.path.exists(output)
 
 
@@ -165,10 +167,13 @@ def test_io_errors(source: str, tmp_path: Path, capsys: Captured) -> None:
     [
         (["c.pt"], "--to"),
         (["c.pt", "--to", "x.onnx"], "expected a .pt file, a .safetensors file or a directory"),
-        (["m.safetensors", "--to", "hub"], "is safetensors already: --to takes a .pt file then"),
+        (["m.safetensors", "--to", "hub"], "is safetensors already: export it to a .pt file"),
         (["m.safetensors", "--to", "x.pt", "--ema"], "--ema is for exports from a .pt file"),
         (["m.safetensors", "--to", "x.pt", "--no-config"], "--no-config is for exports from"),
-        (["c.pt", "--to", "hub", "--max-shard-size", "big"], "'big' is no size: 5GB, 500MB"),
+        (
+            ["c.pt", "--to", "hub", "--max-shard-size", "big"],
+            "must be a size such as 5GB, 500MB or 2GiB, not 'big'",
+        ),
     ],
 )
 def test_wrong_usage(args: list[str], message: str, capsys: Captured) -> None:
@@ -205,15 +210,15 @@ def test_sizes(text: str, nbytes: int) -> None:
 
 def test_what_kind_of_export_it_is_follows_from_the_names(tmp_path: Path) -> None:
     directory = str(tmp_path)
-    assert _direction("a.pt", "b.pt") == "inference"
-    assert _direction("a.pt", "b.pth") == "inference"
-    assert _direction("a.ckpt", "b.safetensors") == "safetensors"
-    assert _direction("a.pt", directory) == "safetensors"
-    assert _direction("a.pt", "new/directory") == "safetensors"
-    assert _direction("a.pt", "new.directory/") == "safetensors"
-    assert _direction("a.safetensors", "b.pt") == "import"
-    assert _direction("a.safetensors.index.json", "b.pt") == "import"
-    assert _direction(directory, "b.pt") == "import"
+    assert export_kind("a.pt", "b.pt") == "inference"
+    assert export_kind("a.pt", "b.pth") == "inference"
+    assert export_kind("a.ckpt", "b.safetensors") == "safetensors"
+    assert export_kind("a.pt", directory) == "safetensors"
+    assert export_kind("a.pt", "new/directory") == "safetensors"
+    assert export_kind("a.pt", "new.directory/") == "safetensors"
+    assert export_kind("a.safetensors", "b.pt") == "import"
+    assert export_kind("a.safetensors.index.json", "b.pt") == "import"
+    assert export_kind(directory, "b.pt") == "import"
 
 
 def test_the_help_says_what_is_python_only() -> None:

@@ -33,23 +33,23 @@ def test_a_missing_shard_and_a_missing_tensor_are_named(sharded: Path) -> None:
     refused(
         sharded,
         IncompleteCheckpointError,
-        r"model-00002-of-00002.safetensors is missing: .* it has 1 of 3 tensors",
+        r"model-00002-of-00002.safetensors is missing: according to .* it has 1 of 3 tensors",
     )
     refused(
         sharded.parent / "model-00001-of-00002.safetensors",
         ValueError,
-        r"is one shard of several: give the index",
+        r"is one shard of several: pass the index",
     )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "text that is no JSON"),
-        ("[" * 100_000, "text that is no JSON"),
+        ("{", "text that is not valid JSON"),
+        ("[" * 100_000, "text that is not valid JSON"),
         ("[]", "expected an object with a weight_map"),
         ('{"weight_map": {}}', "expected an object with a weight_map"),
-        ('{"weight_map": {"a": 3}}', r"'a' is in 3, expected the name of a file beside it"),
+        ('{"weight_map": {"a": 3}}', r"'a' is in 3, expected the name of a file in the same"),
         ('{"weight_map": {"a": "../x.safetensors"}}', r"'../x.safetensors', expected the name"),
         ('{"weight_map": {"a": "/etc/passwd"}}', r"'/etc/passwd', expected the name"),
         ('{"weight_map": {"a": ".."}}', r"'..', expected the name"),
@@ -74,7 +74,7 @@ def test_a_truncated_file_is_refused(nbytes: int, tmp_path: Path) -> None:
     file = tmp_path / "hub" / "model.safetensors"
     safetensors.torch.save_file({"w": torch.ones(10)}, file)
     file.write_bytes(file.read_bytes()[:nbytes])
-    refused(file, FormatError, r"model.safetensors is no good safetensors file: ")
+    refused(file, FormatError, r"model.safetensors is not a valid safetensors file: ")
 
 
 def test_what_is_not_there_is_not_found(tmp_path: Path) -> None:

@@ -125,7 +125,7 @@ def _dtypes_of_safetensors() -> list[torch.dtype]:
 
 def test_what_the_format_cannot_hold_is_named(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(1), "z": torch.ones(1, dtype=torch.complex128)}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"no dtype torch.complex128: 'z'; a .pt file holds it"):
+    with pytest.raises(ValueError, match=r"no dtype torch.complex128: 'z'; export to a .pt file"):
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "m.safetensors")
     torch.save({"a": torch.ones(1), "x._extra_state": {"scale": 1.0}}, tmp_path / "c.pt")
     with pytest.raises(ValueError, match=r"'x._extra_state' in .* an object of type dict"):
@@ -135,16 +135,14 @@ def test_what_the_format_cannot_hold_is_named(tmp_path: Path) -> None:
 
 def test_a_file_of_a_few_bytes_cannot_ask_for_any_amount_of_memory(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(1).expand(1 << 40)}, tmp_path / "c.pt")
-    with pytest.raises(ValueError, match=r"'w' in .* has 4398046511104 bytes .* made of 4: "):
+    with pytest.raises(ValueError, match=r"'w' in .*: 4 bytes would become 4398046511104 "):
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "m.safetensors")
     report = ModelExporter.export_inference_checkpoint(tmp_path / "c.pt", tmp_path / "i.pt")
     assert report.nbytes < 2000
     # Each alone is not much.
     many = {f"w{n}": torch.ones(1).expand(1 << 22) for n in range(30)}
     torch.save(many, tmp_path / "c.pt")
-    with pytest.raises(
-        ValueError, match=r"as dense ones they have 503316480 bytes, .* made of 120"
-    ):
+    with pytest.raises(ValueError, match=r"overlap in memory: 120 bytes would become 503316480 "):
         ModelExporter.export_safetensors(tmp_path / "c.pt", tmp_path / "m.safetensors")
 
 
@@ -162,8 +160,8 @@ def test_tensors_that_overlap_in_part_are_stored_separately(tmp_path: Path) -> N
     found = safetensors.torch.load_file(tmp_path / "m.safetensors")
     assert_same(dict(sorted(found.items())), {"a": base[:6], "b": base[4:]})
     assert report.notes == (
-        "stored once under another name: 'c'",
-        "overlap in memory, and are stored as separate tensors: 'a', 'b'",
+        "stored once, under another name: 'c'",
+        "overlapping in memory, stored as separate tensors: 'a', 'b'",
     )
 
 

@@ -81,7 +81,7 @@ _CONDITION = "must be a comparison and a number, such as ('<', 2.5), not"
         (
             {"save_when": [1]},
             TypeError,
-            "save_when must map names of metrics to conditions, not [1]",
+            "save_when must map metric names to conditions, not [1]",
         ),
         ({"save_when": {"a": 3}}, TypeError, f"save_when['a'] {_CONDITION} 3"),
         ({"save_when": {"a": ("=", 3)}}, ValueError, f"save_when['a'] {_CONDITION} ('=', 3)"),
@@ -93,14 +93,14 @@ _CONDITION = "must be a comparison and a number, such as ('<', 2.5), not"
         (
             {"save_best_only": True, "metric_name": None},
             ValueError,
-            "save_best_only needs a metric_name: without one, nothing is the best",
+            "save_best_only needs a metric_name, which chooses the best",
         ),
         (
             {"save_best_only": True, "cycle_steps": 5},
             ValueError,
             (
-                "save_best_only and cycle_steps exclude each other: the end of a cycle is seldom the "
-                "best so far, and an ensemble needs it nonetheless"
+                "save_best_only and cycle_steps exclude each other: an ensemble needs the end of every "
+                "cycle, which is seldom the best checkpoint"
             ),
         ),
     ],

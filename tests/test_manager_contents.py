@@ -38,34 +38,32 @@ def test_metrics_become_floats(tmp_path: Path) -> None:
             {"loss": 1.0, "acc": 2},
             KeyError,
             (
-                "metrics has no 'val_loss', by which the best checkpoint is chosen; it has: acc, loss. "
-                "Pass it, float('nan') where there is none yet, or set metric_name to another one or "
-                "to None"
+                "metrics has no 'val_loss', which chooses the best checkpoint; it has acc, loss. Pass it "
+                "(float('nan') if it has no value yet), or set metric_name to another metric or to None"
             ),
         ),
         (
             {},
             ValueError,
             (
-                "metrics has no 'val_loss', by which the best checkpoint is chosen; it has: none at "
-                "all. Pass it, float('nan') where there is none yet, or set metric_name to another one "
-                "or to None"
+                "metrics has no 'val_loss', which chooses the best checkpoint; it is empty. Pass it "
+                "(float('nan') if it has no value yet), or set metric_name to another metric or to None"
             ),
         ),
         (
             {"val_loss": "0.5"},
             TypeError,
             (
-                "metrics['val_loss'] must be one real number (int, float, a tensor of no dimension or "
-                "a numpy scalar), not str"
+                "metrics['val_loss'] must be one real number (int, float, 0-dimensional tensor or "
+                "numpy scalar), not str"
             ),
         ),
         (
             {"val_loss": torch.zeros(2)},
             TypeError,
             (
-                "metrics['val_loss'] must be one real number (int, float, a tensor of no dimension or "
-                "a numpy scalar), not Tensor of torch.Size([2])"
+                "metrics['val_loss'] must be one real number (int, float, 0-dimensional tensor or "
+                "numpy scalar), not Tensor of torch.Size([2])"
             ),
         ),
         ({3: 1.0}, TypeError, "metric names must be strings, not 3"),

@@ -20,8 +20,7 @@ from tests.specimens import quiet
 from fastckpt._contents.opening import open_source
 from fastckpt._contents.plain_values import PlainValues, read_plain_values
 from fastckpt._inspect.files import read_source, read_source_values
-from fastckpt._inspect.report import UncoveredFormatError
-from fastckpt.errors import CheckpointError, ChecksumError, FormatError
+from fastckpt.errors import CheckpointError, ChecksumError, FormatError, UncoveredFormatError
 
 # The words on which it depends what is looked into.
 KEYS = st.sampled_from(

@@ -181,7 +181,9 @@ def test_the_best_is_the_least_or_the_greatest_and_never_nan(
 
 def test_a_metric_that_is_nowhere_is_an_error_that_names_what_there_is(runs: Path) -> None:
     before = names(runs)
-    with pytest.raises(ValueError, match=r"metric 'val_los'; there is step, val_bpb$"):
+    with pytest.raises(
+        ValueError, match=r"no metric 'val_los' in .* \(available: val_bpb, step\)$"
+    ):
         prune(runs, keep=1, metric="val_los")
     assert names(runs) == before
 
@@ -192,7 +194,7 @@ def test_a_metric_that_is_nowhere_is_an_error_that_names_what_there_is(runs: Pat
         ({"keep": 0}, "keep must be at least 1"),
         ({"keep": 1, "keep_every": 0}, "keep_every must be at least 1"),
         ({"keep": 1, "metric": "x", "mode": "least"}, "mode must be 'min' or 'max'"),
-        ({"keep": 1, "mode": "max"}, "name the metric"),
+        ({"keep": 1, "mode": "max"}, "mode needs a metric_name"),
     ],
 )
 def test_arguments_out_of_range_are_refused(
@@ -694,7 +696,7 @@ def test_kills_at_random_moments_leave_whole_checkpoints(tmp_path: Path) -> None
             if case:
                 time.sleep(rng.uniform(0, seconds))
                 child.send_signal(signal.SIGKILL)
-            child.wait(60)
+            child.wait(200)
         if not case:
             seconds = time.monotonic() - started
         left = steps(directory)
@@ -722,16 +724,18 @@ def test_text(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = captured.out.splitlines()
     assert lines[0] == f"WOULD DELETE: 2 checkpoints, 10 files, {size} would be freed"
     assert [line.split()[:4] for line in lines[2:]] == [
-        ["step", "100", "would", "be"],
+        ["step", "100", "would", "delete"],
         ["step", "200", "kept", lines[3].split()[3]],
-        ["step", "300", "would", "be"],
+        ["step", "300", "would", "delete"],
         ["step", "400", "kept", lines[5].split()[3]],
         ["step", "500", "kept", lines[6].split()[3]],
         ["step", "600", "left", "alone"],
     ]
     assert lines[3].endswith(" kB  best")
     assert lines[6].endswith(" kB  newest, verified")
-    hint = f"hint: 1 checkpoint not whole, or under way: fastckpt gc {runs} says what can be done\n"
+    hint = (
+        f"hint: 1 checkpoint incomplete or under way: `fastckpt gc {runs}` says what can be done\n"
+    )
     assert captured.err == hint
     assert run(arguments) == 0
     assert capsys.readouterr().out.startswith(f"DELETED: 2 checkpoints, 10 files, {size} freed\n")
@@ -761,9 +765,11 @@ def test_what_is_blocked_says_why_and_what_to_do(
             torch.serialization.set_crc32_options(True)
     assert run(["prune", str(tmp_path), "--keep", "1"]) == 1
     captured = capsys.readouterr()
-    assert captured.out.startswith("NOTHING DELETED: nothing that would stay is known to be good\n")
-    assert "its writer switched checksums off" in captured.err
-    assert "hint: --no-verify deletes without reading what stays" in captured.err
+    assert captured.out.startswith(
+        "NOTHING DELETED: no checkpoint that would stay can be verified\n"
+    )
+    assert "it was written without checksums" in captured.err
+    assert "--quick deletes without reading what stays" in captured.err
     assert managed(tmp_path) == [1, 2]
     assert run(["prune", str(tmp_path), "--keep", "1", "--no-verify"]) == 0
     assert "warning: what stays was not read" in capsys.readouterr().err

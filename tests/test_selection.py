@@ -198,11 +198,8 @@ def test_tensors_are_not_read(tmp_path: Path) -> None:
 def test_a_metric_that_no_checkpoint_has(run: Path) -> None:
     with pytest.raises(UnknownMetricError) as caught:
         ModelSelector.select_top_k_by_metric(run, "loss", "min", 2)
-    assert (
-        str(caught.value)
-        == "none of 4 checkpoints has the metric 'loss'; they have 'acc', 'val_loss'"
-    )
-    assert caught.value.available == ["acc", "val_loss"]
+    assert str(caught.value) == f"no metric 'loss' in {run} (available: val_loss, acc)"
+    assert caught.value.available == ["val_loss", "acc"]
     assert isinstance(caught.value, ValueError)
 
 
@@ -220,9 +217,9 @@ def test_a_checkpoint_that_cannot_be_read_is_left_out_and_named(run: Path) -> No
 
 
 def test_wrong_arguments(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="k must be at least 1, and is 0"):
+    with pytest.raises(ValueError, match="k must be at least 1, not 0"):
         ModelSelector.select_top_k_by_metric(run, "val_loss", "min", 0)
-    with pytest.raises(ValueError, match="mode must be 'min' or 'max', and is 'best'"):
+    with pytest.raises(ValueError, match="mode must be 'min' or 'max', not 'best'"):
         ModelSelector.select_top_k_by_metric(run, "val_loss", "best", 1)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         ModelSelector.select_top_k_by_metric([run / "9.pt"], "val_loss", "min", 1)
@@ -258,4 +255,4 @@ def test_no_torch_is_imported(run: Path) -> None:
         "heavy = {'torch', 'numpy', 'rich', 'typer'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    subprocess.run([sys.executable, "-c", script, str(run)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(run)], check=True, timeout=200)

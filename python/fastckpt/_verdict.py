@@ -9,6 +9,8 @@ EXIT_CODES = MappingProxyType(
     {
         "good": 0,
         "same": 0,
+        "written": 0,
+        "exported": 0,
         "damaged": 1,
         # As `diff` has it.
         "different": 1,
@@ -42,3 +44,7 @@ class Judged:
     def ok(self) -> bool:
         """Whether the exit code is 0."""
         return self.exit_code == 0
+
+    def __bool__(self) -> bool:
+        """Return `ok`, so that ``if report:`` asks what it seems to."""
+        return self.ok

@@ -7,9 +7,14 @@ Failures of the operating system stay the builtin `OSError` subclasses, with `er
 =========================== ============================ =======================================
 exception                   is also a                    raised for
 =========================== ============================ =======================================
-`FormatError`               `RuntimeError`               bytes that are no checkpoint, or a
-                                                         damaged one
-`ChecksumError`             `RuntimeError`               bytes that are not those that were
+`FormatError`               `RuntimeError`               a file that is not a checkpoint, or is
+                                                         damaged
+`ContentsError`             `FormatError`                a sound file without what was asked for,
+                                                         the state dict of a model say
+`UncoveredFormatError`      `FormatError`                a sound file in a format that cannot be
+                                                         looked into without executing it
+`TorchScriptError`          `FormatError`                a TorchScript archive
+`ChecksumError`             `RuntimeError`               bytes that have changed since they were
                                                          written
 `UnsafePickleError`         `pickle.UnpicklingError`     what ``weights_only=True`` refuses
 `IncompleteCheckpointError` `FileNotFoundError`          files of a step that are missing
@@ -19,7 +24,12 @@ exception                   is also a                    raised for
 
 The second column is what torch.load or nanochat raise in the same place (torch.load raises
 RuntimeError for most damaged archives), so that code which catches those keeps working.
-This module imports neither torch nor the native core.
+
+A metric that is asked for and missing is a `ValueError`: `UnknownMetricError` where no checkpoint has
+it, `MissingMetricError` (also a `KeyError`) where a save lacks it.
+
+All of them are names of the package: `fastckpt.FormatError`, and so on. This module imports neither torch
+nor the native core.
 """
 
 from __future__ import annotations
@@ -34,19 +44,27 @@ __all__ = [
     "CheckpointError",
     "ChecksumError",
     "CommitUnknownError",
+    "ContentsError",
     "FormatError",
     "IncompleteCheckpointError",
     "MissingChecksumWarning",
+    "MissingMetricError",
     "StateMismatchError",
+    "TorchScriptError",
+    "UncoveredFormatError",
+    "UnknownMetricError",
     "UnsafePickleError",
 ]
+
+# Enough to see which names there are.
+_METRICS_SHOWN = 20
 
 
 class CheckpointError(Exception):
     """Something is wrong with a checkpoint; the base of all exceptions of fastckpt.
 
     Args:
-        message: What failed, where, and what to do.
+        message: What happened, where, and what to do.
         path: The file or directory, if there is one.
     """
 
@@ -65,24 +83,47 @@ class CheckpointError(Exception):
 
 
 class FormatError(CheckpointError, RuntimeError):
-    """The bytes are not a checkpoint, or its structure is damaged."""
+    """The file is not a checkpoint, or its structure is damaged."""
+
+
+class ContentsError(FormatError):
+    """The file is sound, and does not hold what was asked for: the state dict of a model, say."""
 
 
 class TorchScriptError(FormatError):
-    """A TorchScript archive with compressed records; it needs ``weights_only=False`` and torch.load."""
+    """The file is a TorchScript archive, which only torch.load with ``weights_only=False`` reads."""
+
+
+class UncoveredFormatError(FormatError):
+    """The file is not damaged, and cannot be looked into without executing it.
+
+    Args:
+        message: What it is.
+        path: The file.
+        hint: What to do instead.
+    """
+
+    hint: str
+
+    def __init__(self, message: str, *, path: str | None = None, hint: str = "") -> None:
+        super().__init__(message, path=path)
+        self.hint = hint
+
+    def _details(self) -> dict[str, Any]:
+        return {**super()._details(), "hint": self.hint}
 
 
 class ChecksumError(CheckpointError, RuntimeError):
-    """Bytes of a file are not those that were written, or cannot be checked.
+    """Bytes of a file have changed since they were written, or cannot be checked.
 
     Args:
-        message: What failed, where, and what to do.
+        message: What happened, where, and what to do.
         path: The file.
         record: The record in the archive, such as ``data/17``.
         tensors: Names of the tensors that lie in the record.
         offset: First byte of the record in the file.
         nbytes: Length of the record in bytes.
-        expected: CRC-32 that the file has stored for the record.
+        expected: CRC-32 that the file states for the record.
         found: CRC-32 of the bytes that are there.
     """
 
@@ -141,8 +182,8 @@ class IncompleteCheckpointError(CheckpointError, FileNotFoundError):
 class CommitUnknownError(CheckpointError, OSError):
     """A file was renamed into place, but its directory could not be made durable.
 
-    The new file is there and whole. Whether it is still there after a power cut is not known,
-    and neither is whether the one that it replaced would come back.
+    The new file is there and whole. It may be gone after a power cut, and the file that it replaced may
+    be back.
 
     Args:
         code: The `errno` of the failure.
@@ -169,3 +210,47 @@ class StateMismatchError(RuntimeError, ValueError):
 
 class MissingChecksumWarning(UserWarning):
     """A file was loaded unchecked, because its writer had switched checksums off."""
+
+
+class MissingMetricError(KeyError, ValueError):
+    """A save lacks the metric that decides which checkpoint is the best.
+
+    It is a KeyError, since a key is missing, and a ValueError, since many expect that of a wrong
+    argument.
+    """
+
+    def __str__(self) -> str:
+        # KeyError would show the message as a quoted key.
+        return str(self.args[0])
+
+
+class UnknownMetricError(ValueError):
+    """No checkpoint has the metric.
+
+    Args:
+        metric_name: The metric.
+        available: The metrics that there are, the one with the most similar name first.
+        where: What was looked through: "runs/d12", or "6 checkpoints".
+    """
+
+    metric_name: str
+    available: list[str]
+    where: str
+
+    def __init__(self, metric_name: str, available: Sequence[str], where: str) -> None:
+        self.metric_name = metric_name
+        self.available = list(available)
+        self.where = where
+        shown = ", ".join(self.available[:_METRICS_SHOWN])
+        hidden = len(self.available) - _METRICS_SHOWN
+        more = f" and {hidden} more" if hidden > 0 else ""
+        there = f"available: {shown}{more}" if shown else "there are no metrics at all"
+        super().__init__(f"no metric {metric_name!r} in {where} ({there})")
+
+    def __reduce__(self) -> tuple[type[UnknownMetricError], tuple[str, list[str], str]]:
+        return type(self), (self.metric_name, self.available, self.where)
+
+
+# Where a reader of a traceback finds them. Pickles say so too.
+for _name in __all__:
+    globals()[_name].__module__ = __package__

@@ -1,4 +1,4 @@
-"""Choose among checkpoints by what they say of themselves, without reading their tensors."""
+"""Rank checkpoints by the metrics that they hold, without reading their tensors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ._contents.opening import Kind, open_source
 from ._contents.plain_values import PlainValues
 from ._inspect.files import decode_meta_values, read_source_values
 from ._inspect.names import name_of_file
+from ._metric_names import nearest_first
 from ._native import Archive, TensorInfo
 from ._steps.checkpoint_names import BEST_NAME
 from ._steps.saves import read_save
 from ._steps.survey import Listing, StepName, walk_directories
-from .errors import CheckpointError
+from .errors import CheckpointError, UnknownMetricError
 
 if TYPE_CHECKING:
     import torch
@@ -36,9 +37,9 @@ logger = logging.getLogger("fastckpt.selection")
 _Path = str | os.PathLike[str]
 Mode = Literal["min", "max"]
 
-# A metric that was saved as a tensor has a few bytes; a view of a large storage is not read for it.
+# A metric that was saved as a tensor has a few bytes. A large storage is not read for it.
 _SCALAR_STORAGE_NBYTES_MAX = 4096
-# How torch's dtypes lie in a file; all of them little-endian.
+# The bytes of torch's dtypes in a file, all little-endian.
 _FORMATS = {
     "float16": "<e",
     "float32": "<f",
@@ -50,39 +51,21 @@ _FORMATS = {
     "int64": "<q",
 }
 _THREADS = 8
-# Enough to see which names there are.
-_NAMES_SHOWN = 20
-
-
-class UnknownMetricError(ValueError):
-    """No checkpoint has the metric.
-
-    Attributes:
-        metric_name: The metric.
-        available: The metrics that there are, sorted.
-    """
-
-    def __init__(self, metric_name: str, available: list[str], count: int) -> None:
-        self.metric_name = metric_name
-        self.available = available
-        shown = ", ".join(map(repr, available[:_NAMES_SHOWN]))
-        hidden = len(available) - _NAMES_SHOWN
-        more = f" and {hidden} more" if hidden > 0 else ""
-        there = f"they have {shown}{more}" if available else "they have none at all"
-        super().__init__(f"none of {count} checkpoints has the metric {metric_name!r}; {there}")
+# Paths that a message names.
+_PATHS_NAMED = 3
 
 
 @dataclass(frozen=True)
 class RankedCheckpoint:
-    """A checkpoint and what it says of itself.
+    """A checkpoint and its metrics.
 
     Attributes:
-        path: Its file; for a step of nanochat's, that of the model.
-        metric: The metric; None where it has none, and a NaN where it is one.
-        step: Its step, None if it does not say.
-        epoch: Its epoch, None if it does not say.
-        metrics: All numbers that it says were measured.
-        problem: Why it could not be read, None if it could.
+        path: Its file; for a nanochat step, the file of the model.
+        metric: The metric by which it was ranked, NaN included; None if it does not have that metric.
+        step: Its step; None if it does not say.
+        epoch: Its epoch; None if it does not say.
+        metrics: All its metrics.
+        problem: Why it could not be read; None if it could.
     """
 
     path: Path
@@ -105,40 +88,41 @@ class ModelSelector:
     ) -> list[Path]:
         """Return the k checkpoints with the best metric, the best first.
 
-        Reads the metrics of each, not its tensors. Those whose metric is NaN come after all
-        others, and those that have none after these; among equals the lower step comes first, then the
-        order given. A checkpoint that cannot be read is left out, with a warning that says why.
+        Only metrics are read, no tensors. NaN comes after all numbers, and a missing metric after NaN. Among
+        equals the lower step comes first, then the given order. A checkpoint that cannot be read is left out,
+        and a warning says why.
 
-        The metric of a file is looked for in its dict `metrics`, then under its own name at the top,
-        then anywhere by a dotted path or the last part of one; a tensor of one element counts. That
-        of a model of nanochat's is looked for in the meta of its step.
+        The metric of a file is looked up in its dict `metrics`, then at the top level, then by a dotted path
+        or the last part of one. A tensor of one element counts. The metrics of a nanochat step are those of
+        its meta file.
 
         Args:
-            checkpoints: Files, directories of checkpoints or directories above such; one or several.
-                `best_model.pt`, a second name of a checkpoint, is not counted twice.
-            metric_name: The metric, e.g. "val_loss".
-            mode: "min" where lower is better, "max" where higher is.
-            k: How many at most.
+            checkpoints: Files, directories of checkpoints, or parents of these directories; one path or
+                several. `best_model.pt`, a second name of a checkpoint, is not counted twice.
+            metric_name: The metric.
+            mode: "min" if lower is better, "max" if higher is better.
+            k: Maximum number of checkpoints.
 
         Returns:
-            Their paths; of a step of nanochat's, that of its model. `rank_by_metric` has the
-            metrics too.
+            The paths; for a nanochat step, the path of its model file. `rank_by_metric` returns the metrics
+            too.
 
         Raises:
-            UnknownMetricError: (a ValueError) None of them has the metric; names what there is.
-            ValueError: `mode` or `k` is none.
-            FileNotFoundError: A path is not there, or there is no checkpoint at all.
+            UnknownMetricError: None of the checkpoints has the metric; a ValueError that names the available
+                ones.
+            ValueError: `mode` or `k` is invalid.
+            FileNotFoundError: A path does not exist, or holds no checkpoint.
             OSError: A directory cannot be listed.
 
         Example:
             >>> for step, loss in ((1, 2.5), (2, 2.25), (3, 2.75)):
-            ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"run/{step}.pt")
-            >>> best = fastckpt.ModelSelector.select_top_k_by_metric("run", "val_loss", "min", 2)
+            ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"{step}.pt")
+            >>> best = fastckpt.ModelSelector.select_top_k_by_metric(".", "val_loss", "min", 2)
             >>> [path.name for path in best]
             ['2.pt', '1.pt']
         """
         if k < 1:
-            raise ValueError(f"k must be at least 1, and is {k}")
+            raise ValueError(f"k must be at least 1, not {k}")
         ranked = ModelSelector.rank_by_metric(checkpoints, metric_name, mode)
         for checkpoint in ranked:
             if checkpoint.problem is not None:
@@ -149,20 +133,21 @@ class ModelSelector:
     def rank_by_metric(
         checkpoints: _Path | Iterable[_Path], metric_name: str = "val_loss", mode: Mode = "min"
     ) -> list[RankedCheckpoint]:
-        """Return all checkpoints with their metrics, the best first, those that cannot be read last.
+        """Return all checkpoints with their metrics: the best first, those that cannot be read last.
 
-        For the rest see `select_top_k_by_metric`.
+        Arguments and errors are those of `select_top_k_by_metric`.
         """
         if mode not in {"min", "max"}:
-            raise ValueError(f"mode must be 'min' or 'max', and is {mode!r}")
+            raise ValueError(f"mode must be 'min' or 'max', not {mode!r}")
         paths = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
         names = [os.fsdecode(path) for path in paths]
         ranked = _without_copies_of_best(_read_all(list(_list_checkpoints(names)), metric_name))
         if not ranked:
             raise FileNotFoundError(f"no checkpoint in {', '.join(names) or 'an empty list'}")
         if all(checkpoint.metric is None for checkpoint in ranked):
-            available = sorted({name for each in ranked for name in each.metrics})
-            raise UnknownMetricError(metric_name, available, len(ranked))
+            available = {name for each in ranked for name in each.metrics}
+            where = ", ".join(names) if len(names) <= _PATHS_NAMED else f"{len(ranked)} checkpoints"
+            raise UnknownMetricError(metric_name, nearest_first(metric_name, available), where)
         sign = 1 if mode == "min" else -1
         return sorted(ranked, key=lambda checkpoint: _rank(checkpoint, sign))
 
@@ -177,12 +162,12 @@ class ModelSelector:
 
         Args:
             checkpoints: Files, e.g. those that `select_top_k_by_metric` returned.
-            model: The model that the checkpoints are of. It does not change: load the result into it.
-                ``fastckpt.average_checkpoints(checkpoints, model)`` loads it.
+            model: The model of these checkpoints. It does not change: pass the result to its
+                ``load_state_dict``, or call ``fastckpt.average_checkpoints(checkpoints, model)``.
             weights: One for each checkpoint; None: all the same.
 
         Returns:
-            The averaged state dict, on the CPU, for ``model.load_state_dict``.
+            The averaged state dict, on the CPU.
         """
         del model  # What is averaged is known from the files.
         # A single path is refused where they are averaged.
@@ -207,11 +192,11 @@ def _rank(checkpoint: RankedCheckpoint, sign: int) -> tuple[int, float, bool, in
     return 0, sign * metric, *step
 
 
-# Which checkpoints there are.
+# Finding checkpoints.
 
 
 def _list_checkpoints(paths: list[str]) -> Iterator[str]:
-    """Yield the files, each on the disk once."""
+    """Yield the files; one with two names once."""
     seen: set[tuple[int, int]] = set()
     for path in paths:
         status = os.stat(path)
@@ -224,7 +209,7 @@ def _list_checkpoints(paths: list[str]) -> Iterator[str]:
             try:
                 status = os.stat(found)
             except FileNotFoundError:
-                # Rotated away since.
+                # Deleted meanwhile, by a rotation.
                 continue
             if (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
@@ -240,7 +225,7 @@ def _list_directory(path: str) -> Iterator[str]:
         for step in found.steps:
             if step.model is not None:
                 yield os.path.join(found.path, step.model)
-        # A second name is passed over if the first came before.
+        # Of two names of one file the first is taken.
         for name in sorted(found.others, key=lambda name: (name == BEST_NAME, name)):
             named = name_of_file(name)
             if named is None or named.role == "managed":
@@ -248,7 +233,7 @@ def _list_directory(path: str) -> Iterator[str]:
 
 
 def _without_copies_of_best(ranked: list[RankedCheckpoint]) -> list[RankedCheckpoint]:
-    """Leave out each `best_model.pt` that is a copy: where there are no hard links."""
+    """Leave out each `best_model.pt` that is a copy, as on file systems without hard links."""
     known = {
         (each.path.parent, each.epoch, each.step, each.metric)
         for each in ranked
@@ -262,11 +247,11 @@ def _without_copies_of_best(ranked: list[RankedCheckpoint]) -> list[RankedCheckp
     ]
 
 
-# What they say.
+# Reading metrics.
 
 
 def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
-    """Read them all, several at a time: each is a few small reads that wait for the disk."""
+    """Read all of them with several threads, since each is a few small reads that wait for the disk."""
     waiting = deque(enumerate(paths))
     read: dict[int, RankedCheckpoint] = {}
     reading = _Reading(metric_name)
@@ -279,23 +264,23 @@ def _read_all(paths: list[str], metric_name: str) -> list[RankedCheckpoint]:
                 return
             read[position] = reading.read(path)
 
-    # One task for each thread: a task for each file would cost a tenth of what the file does.
+    # One task for each thread: a task for each file would cost a tenth of the time of a file.
     with ThreadPoolExecutor(_THREADS) as executor:
         try:
             for thread in [executor.submit(work) for _ in range(_THREADS)]:
                 thread.result()
         finally:
-            # After Ctrl-C each thread ends in the middle of the file that it is at.
+            # After Ctrl-C each thread ends in the middle of its file.
             waiting.clear()
             reading.is_stopped = True
     return [read[position] for position in range(len(paths))]
 
 
 class _Reading:
-    """Reads what checkpoints say of themselves, from several threads.
+    """Reads the metrics of checkpoints, from several threads.
 
     Attributes:
-        is_stopped: Whether whoever wants to know has gone: only the main thread sees a Ctrl-C.
+        is_stopped: Whether the threads should end: only the main thread sees a Ctrl-C.
     """
 
     def __init__(self, metric_name: str) -> None:
@@ -304,7 +289,7 @@ class _Reading:
         self.is_stopped = False
 
     def read(self, path: str) -> RankedCheckpoint:
-        """Read one; what is wrong with it is its `problem`."""
+        """Read one checkpoint; an error becomes its `problem`."""
         try:
             named = name_of_file(path)
             if named is not None and named.role == "model":
@@ -316,7 +301,7 @@ class _Reading:
             return RankedCheckpoint(Path(path), None, None, None, problem=str(error))
 
     def _read_step(self, directory: str, step: int) -> RankedCheckpoint:
-        """Read the meta of a step, of the save that its model is of."""
+        """Read the meta of a step, from the save that its model belongs to."""
         listing = self._listings.setdefault(directory, Listing(directory))
         save = read_save(directory, step, optimizer=False, listing=listing)
         plain = decode_meta_values(save.meta_bytes, save.meta)
@@ -356,7 +341,7 @@ def _metric_of(plain: PlainValues, metric_name: str, archive: Archive | None) ->
 
 
 def _read_scalar(archive: Archive, tensor: TensorInfo) -> int | float | None:
-    """Read a tensor of one element; None where that would be more than a few bytes, or is no number."""
+    """Read a tensor of one element; None if its storage is large, or it is not a number."""
     if tensor.storage_nbytes > _SCALAR_STORAGE_NBYTES_MAX:
         return None
     data = archive.read_record(f"data/{tensor.key}")

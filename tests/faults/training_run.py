@@ -11,12 +11,11 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from functools import partial
 from pathlib import Path
 
-from examples.gpt import GPTConfig
-from examples.train import Run, last_save, train
 from tests.faults.children import exit_code, in_child, run_in_child
 from tests.faults.disks import loop_disk, memory_disk, run
 from tests.faults.harness import Tally
@@ -25,6 +24,11 @@ from tests.faults.power.runs import run_files
 from tests.faults.power.verdicts import LOST, Moment, Violation
 
 import fastckpt
+
+# The examples are scripts, which find each other beside them.
+sys.path.append(str(Path(__file__).resolve().parents[2] / "examples"))
+from gpt import GPTConfig
+from train import Run, last_save, train
 
 CONFIG = GPTConfig(sequence_len=16, n_layer=1, n_head=2, n_kv_head=2, n_embd=16, dropout=0.1)
 STEPS = 18

@@ -18,6 +18,7 @@ import torch
 from fastckpt._archive.configuration import DEFAULT_ALIGNMENT
 from fastckpt._archive.pickling import pickle_object
 from fastckpt._archive.unpickling import host_storage
+from fastckpt._arguments import checked_threads, output_path
 from fastckpt._native import Commit, archive_nbytes, average
 from fastckpt.errors import MissingChecksumWarning
 
@@ -44,43 +45,44 @@ def average_checkpoints(
 ) -> dict[str, torch.Tensor]:
     """Average the models of several checkpoints in memory.
 
-    Of each checkpoint the model's state dict is taken: the saved object itself where all its values
-    are tensors, else what it holds under "model_state_dict", "model_state", "state_dict" or "model".
+    The model's state dict of a checkpoint is the saved object itself if all its values are tensors, else
+    what it holds under "model_state_dict", "model_state", "state_dict" or "model".
 
     Floating and complex tensors become the weighted mean of their elements: summed in float64 in the
     order of the checkpoints, divided by the sum of the weights, rounded once to their dtype. Integer
-    and bool tensors, and extra state, are those of the last checkpoint. Memory is taken for the
-    result, and for pieces of what it is made of.
+    and bool tensors, and extra state, are those of the last checkpoint. Memory is needed for the
+    result, and for pieces of the inputs.
 
     Args:
-        checkpoints: The .pt files, one at least. They are only read; each record that is read is
-            compared with its CRC-32.
+        checkpoints: At least one .pt file or step (``"runs/d12@100"``). They are only read; each record
+            that is read is compared with its CRC-32.
         model: Where to load the result to, strictly, if given.
-        weights: A finite number for each checkpoint, which need not add up to 1. None means all the
-            same. A checkpoint of weight 0 has no part in the means.
+        weights: A finite number for each checkpoint; they need not add up to 1 [default: all the same]. A
+            checkpoint of weight 0 has no part in the means.
         threads: Number of threads; None chooses.
         progress: Called with bytes done and bytes in all of the result, in the calling thread. What
             it raises ends the work.
 
     Returns:
-        The state dict, in the order of the first checkpoint. Tensors are on the CPU, are no
-        parameters, and share memory where they do in all the checkpoints.
+        The state dict, in the order of the first checkpoint. Its tensors are on the CPU, not parameters,
+        and share memory where they do in all the checkpoints.
 
     Raises:
         ValueError: The checkpoints have different keys, shapes or dtypes, which the message names, or
             the weights cannot be used.
-        FormatError: A file is no checkpoint, holds no state dict, or tensors that have no mean
-            (sparse, quantized).
-        ChecksumError: A record is not what was written; the message names the tensor.
-        OSError: A file cannot be read.
+        TypeError: `checkpoints` is not a list of paths.
+        FormatError: A file is not a checkpoint or is damaged; `ContentsError` if it holds no state dict,
+            or tensors that have no mean (sparse, quantized).
+        ChecksumError: A record has changed since it was written; the message names the tensor.
+        FileNotFoundError, OSError: A file cannot be read.
 
-    Of a file whose writer stored no checksums, a `MissingChecksumWarning` says so.
+    If a file has no checksums, a `MissingChecksumWarning` says so.
 
     Example:
         >>> import fastckpt, torch
         >>> for step in (1, 2):
-        ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"/tmp/average_{step}.pt")
-        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])["w"]
+        ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"average_{step}.pt")
+        >>> average_checkpoints(["average_1.pt", "average_2.pt"])["w"]
         tensor([1.5000, 1.5000])
     """
     plan = AveragePlan.read(checkpoints, weights)
@@ -100,23 +102,25 @@ def average_checkpoints(
 
 def average_files(
     checkpoints: Sequence[_Path],
-    to: _Path,
+    output: _Path | None = None,
     *,
+    to: _Path | None = None,
     weights: Sequence[float] | None = None,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> AverageReport:
     """Average the models of several checkpoints into a new file, a piece of one tensor at a time.
 
-    The same as `average_checkpoints`, but the result is never in memory: its bytes are computed when
+    The result is that of `average_checkpoints`, but it is never in memory: its bytes are computed when
     they are written. The new file is a plain state dict that torch.load reads. It becomes visible
-    when it is whole, durable, and everything that it was made of has been compared with its CRC-32;
+    once it is whole and durable, and everything that it was made of has been compared with its CRC-32;
     a crash, a kill or an error before that leaves at most a temporary file, which a later save
     removes.
 
     Args:
         checkpoints: As for `average_checkpoints`.
-        to: The new file. There must be nothing there yet.
+        output: The new file; must not exist.
+        to: Another name of `output`.
         weights: As for `average_checkpoints`.
         threads: Number of threads; None chooses. Each takes up to 18 MB of memory.
         progress: As for `average_checkpoints`.
@@ -125,15 +129,16 @@ def average_files(
         What was written.
 
     Raises:
-        FileExistsError: There is something at `to`.
-        ValueError, FormatError, ChecksumError, OSError: As for `average_checkpoints`; OSError also
+        FileExistsError: There is something at `output`.
+        ValueError, TypeError, FormatError, ChecksumError, OSError: As for `average_checkpoints`; OSError also
             where the new file cannot be written.
 
     Example:
         >>> import fastckpt
         >>> report = average_files(["step_1.pt", "step_2.pt"], "mean.pt")  # doctest: +SKIP
     """
-    target = os.fspath(to)
+    target = output_path(output, to, 'average_files(["a.pt", "b.pt"], "mean.pt")')
+    threads = checked_threads(threads)
     _refuse_existing(target)
     plan = AveragePlan.read(checkpoints, weights)
     sizes = plan.storage_nbytes()
@@ -186,5 +191,5 @@ def _order(
 
 def _refuse_existing(path: str) -> None:
     if os.path.lexists(path):
-        message = "there is a file already: averages are only written to new ones"
+        message = "the file exists already, and averages are only written to new files"
         raise FileExistsError(errno.EEXIST, message, path)

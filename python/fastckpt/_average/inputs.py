@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from fastckpt._archive.byte_order import refuse_foreign_byte_order
 from fastckpt._contents.outline import read_outline, walk
 from fastckpt._contents.state_dicts import find_state_dict
+from fastckpt._named_step import model_file
 from fastckpt._native import Archive, ArrayInfo, Opaque, TensorInfo, arithmetic
-from fastckpt.errors import FormatError
+from fastckpt._steps.survey import survey_steps
+from fastckpt.errors import ContentsError
 
 # As many names as a message can hold.
 _NAMES_SHOWN = 5
+
+
+def input_file(path: str) -> str:
+    """Return the file that holds the model: of a step, or of a directory that has one model only.
+
+    Raises:
+        ValueError: The directory has none, or several.
+        FileNotFoundError, OSError: There is no such step, or no such directory.
+    """
+    file = model_file(path)
+    if not os.path.isdir(file):
+        return file
+    steps = survey_steps(file)
+    models = {
+        number: step.model for number, step in sorted(steps.items()) if step.model is not None
+    }
+    if len(models) == 1:
+        return os.path.join(file, *models.values())
+    found = f"{len(models)} model files" if models else "no model_<step>.pt"
+    example = f": name its steps, as {file}@{max(models)}" if models else ": name the files"
+    raise ValueError(f"{file} is a directory with {found}{example}")
 
 
 def read_state(path: str) -> tuple[Archive, dict[str, Any]]:
@@ -22,14 +46,14 @@ def read_state(path: str) -> tuple[Archive, dict[str, Any]]:
     _, state = find_state_dict(outline.root, path=path)
     for name, value in state.items():
         if not isinstance(name, str):
-            raise FormatError(
+            raise ContentsError(
                 f"{path}: the state dict has the key {name!r}, and only strings are names",
                 path=path,
             )
         if isinstance(value, Opaque) and not name.endswith("_extra_state"):
-            raise FormatError(
-                f"{path}: {name} is no plain tensor ({value.name}): sparse and quantized tensors "
-                "and subclasses have no mean that could be streamed",
+            raise ContentsError(
+                f"{path}: {name} is not a plain tensor ({value.name}): sparse and quantized tensors "
+                "and subclasses cannot be averaged",
                 path=path,
             )
     return outline.archive, state
@@ -40,13 +64,13 @@ def tensors_of(state: dict[str, Any]) -> dict[str, TensorInfo]:
 
 
 def extra_of(state: dict[str, Any], path: str) -> dict[str, Any]:
-    """Return what is no tensor, which has to be plain: it is written again."""
+    """Return what is not a tensor, and has to be plain: it is written again."""
     extra = {name: value for name, value in state.items() if not isinstance(value, TensorInfo)}
     for name, value in extra.items():
         for _, leaf in walk(value):
             if isinstance(leaf, (ArrayInfo, Opaque, TensorInfo)):
-                raise FormatError(
-                    f"{path}: the extra state {name} is no plain value: it cannot be taken over",
+                raise ContentsError(
+                    f"{path}: the extra state {name} is not a plain value, and cannot be taken over",
                     path=path,
                 )
     return extra
@@ -58,7 +82,7 @@ def checked_weights(weights: Sequence[float] | None, paths: Sequence[str]) -> li
     checked = [float(weight) for weight in weights]
     if len(checked) != len(paths):
         raise ValueError(
-            f"there are {len(paths)} checkpoints and {len(checked)} weights: one is needed for each"
+            f"there are {len(paths)} checkpoints and {len(checked)} weights: give one for each"
         )
     if not all(map(math.isfinite, checked)):
         raise ValueError(f"weights must be finite numbers, not {checked}")
@@ -79,9 +103,7 @@ def total_weight(weights: Sequence[float]) -> float:
 def refuse_opaque(tensors: dict[str, TensorInfo], path: str) -> None:
     for name, info in tensors.items():
         if arithmetic(info.dtype) == "opaque":
-            raise FormatError(
-                f"{path}: {name} is {info.dtype}, of which there is no mean", path=path
-            )
+            raise ContentsError(f"{path}: {name} is {info.dtype}, which has no mean", path=path)
 
 
 def refuse_differences(paths: Sequence[str], states: Sequence[dict[str, Any]]) -> None:
@@ -111,7 +133,7 @@ def refuse_differences(paths: Sequence[str], states: Sequence[dict[str, Any]]) -
                 "tensor",
             ),
             _named(
-                "{} no tensor in both",
+                "{} not a tensor in both",
                 [
                     name
                     for name, a, b in shared

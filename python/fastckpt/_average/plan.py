@@ -14,11 +14,13 @@ from typing import Any
 import torch
 
 from fastckpt._archive.load_job import check_dtypes
+from fastckpt._arguments import several_paths
 from fastckpt._native import Archive, TensorInfo, arithmetic
 
 from .inputs import (
     checked_weights,
     extra_of,
+    input_file,
     read_state,
     refuse_differences,
     refuse_opaque,
@@ -83,9 +85,7 @@ class AveragePlan:
     @classmethod
     def read(cls, checkpoints: Sequence[_Path], weights: Sequence[float] | None) -> AveragePlan:
         """Read the outlines of the checkpoints; their tensors are read when they are averaged."""
-        if isinstance(checkpoints, (str, os.PathLike)):
-            raise TypeError("checkpoints must be a sequence of paths, not one path")
-        paths = [os.fspath(path) for path in checkpoints]
+        paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
         if not paths:
             raise ValueError("there is nothing to average: name one checkpoint at least")
         checked = checked_weights(weights, paths)

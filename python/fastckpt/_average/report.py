@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
+
 
 @dataclass(frozen=True)
-class AverageReport:
+class AverageReport(Judged):
     """What `average_files` wrote.
 
     Attributes:
@@ -26,3 +28,13 @@ class AverageReport:
     averaged: int
     nbytes: int
     unchecked: tuple[str, ...]
+
+    @property
+    def output(self) -> str:
+        """Another name of `path`."""
+        return self.path
+
+    @property
+    def status(self) -> str:
+        """The verdict, "written": what goes wrong is raised."""
+        return "written"

@@ -89,7 +89,7 @@ class Source:
 
 
 def is_path(f: object) -> bool:
-    """Whether torch.load takes it as a path; bytes are none."""
+    """Whether torch.load takes it as a path; bytes are not a path."""
     return isinstance(f, (str, os.PathLike))
 
 
@@ -102,7 +102,7 @@ def open_source(f: Any) -> Iterator[Source]:
             object, the archive begins at the current position.
 
     Raises:
-        FormatError: Not a regular file, or none that torch.save has written.
+        FormatError: Not a regular file, or not a checkpoint.
         OSError: The file cannot be opened or read.
         AttributeError, io.UnsupportedOperation: A file object that cannot seek.
     """
@@ -189,12 +189,12 @@ def _refuse_irregular(mode: int, name: str) -> None:
     if stat.S_ISDIR(mode):
         raise FormatError(
             f"{name} is a directory, not a checkpoint file: name the .pt file in it, or use "
-            "load_checkpoint for a step of nanochat's",
+            "load_checkpoint for a step",
             path=name,
         )
     raise FormatError(
-        f"{name} is not a regular file (FIFO, socket or device): checkpoints are read at "
-        "random positions, so copy the data to a file or an io.BytesIO first",
+        f"{name} is not a regular file (FIFO, socket or device), and checkpoints are not read in "
+        "order: copy the data to a file or an io.BytesIO first",
         path=name,
     )
 
@@ -207,17 +207,15 @@ def _recognise(head: bytes, name: str) -> Kind:
         return Kind.LEGACY
     if head[_TAR_MAGIC_OFFSET:].startswith(_TAR_MAGIC):
         return Kind.TAR
-    raise FormatError(
-        f"{name} is not a checkpoint: {_describe(head)}. Load an older checkpoint.", path=name
-    )
+    raise FormatError(f"{name} is not a checkpoint: {_describe(head)}", path=name)
 
 
 def _describe(head: bytes) -> str:
-    """Say what a file is that no torch.save has written, from its first bytes."""
+    """Say what a file is that torch.save has not written, from its first bytes."""
     if not head:
-        return "it is empty; was it being written when its process was killed?"
+        return "it is empty, as if its process was killed while writing; load an older checkpoint"
     if head.startswith(_TORCH_1_0_PREVIEW):
-        return "it was written by the preview of torch 1.0, which no later torch reads"
+        return "the preview of torch 1.0 wrote it, and no later torch reads it"
     if not head.strip(b"\0"):
-        return "it begins with zeros, as files do whose data never reached the disk"
-    return f"its first bytes are {head[:8]!r}, and no format of torch.save begins so"
+        return "it starts with zeros: its data never reached the disk; load an older checkpoint"
+    return f"it starts with {repr(head[:8])[1:]}, unlike any format of torch.save"

@@ -20,7 +20,7 @@ Value = Scalar | list[Scalar]
 
 #: A list of more is named with its length only: the state of a random generator has 625 numbers.
 LIST_ITEMS_MAX = 16
-# Beyond this many values a file is no checkpoint that somebody wants to read; see `PlainValues.omitted`.
+# Nobody reads more values of a checkpoint than these; see `PlainValues.omitted`.
 _VALUES_MAX = 10_000
 # Nearly all that there is; their subclasses are looked at further down.
 _PLAIN_TYPES = frozenset({type(None), bool, int, float, str})
@@ -40,6 +40,8 @@ _SETTINGS = {
     *_STEP_NAMES,
     *_EPOCH_NAMES,
     *("device_batch_size", "max_seq_len", "total_batch_size", "seed", "world_size"),
+    # What was the best before, in a CheckpointManager's file: not of this checkpoint.
+    "best_metric",
 }
 
 

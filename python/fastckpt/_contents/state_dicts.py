@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from fastckpt._native import ArrayInfo, Opaque, TensorInfo
-from fastckpt.errors import FormatError
+from fastckpt.errors import ContentsError
 
 #: Keys under which training scripts put the model, in the order in which they are looked for.
 MODEL_KEYS = ("model_state_dict", "model_state", "state_dict", "model")
@@ -36,10 +36,10 @@ def find_state_dict(
         path: The file, for the message.
 
     Returns:
-        The keys that lead to it, none where it is the object itself, and the dict.
+        The keys that lead to it, empty where it is the object itself, and the dict.
 
     Raises:
-        FormatError: There is none; the message names what there is.
+        ContentsError: It holds no state dict; the message says what it holds.
 
     Example:
         >>> keys, state = find_state_dict({"step": 3, "model": {"w": torch.ones(2)}})
@@ -53,7 +53,7 @@ def find_state_dict(
             if is_state_dict(root.get(key)):
                 return (key,), root[key]
     where = "" if path is None else f" in {path}"
-    raise FormatError(
+    raise ContentsError(
         f"no state dict of a model{where}: it holds {describe_root(root)}; expected a dict of "
         f"tensors, itself or under one of the keys {', '.join(MODEL_KEYS)}",
         path=path,

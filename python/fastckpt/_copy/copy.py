@@ -8,79 +8,87 @@ import time
 from collections.abc import Callable, Iterable
 
 from fastckpt import _native
+from fastckpt._arguments import checked_threads, one_path, output_path
 from fastckpt.errors import CheckpointError
 
 from .files import FileCopier, Progress
 from .items import copy_item, link_best, linked_item
 from .report import CopiedCheckpoint, CopiedFile, CopyReport, Outcome
-from .sources import FileItem, Item, Selection, select
+from .sources import CheckpointItem, FileItem, Item, Selection, select
 
 __all__ = ["CopiedCheckpoint", "CopiedFile", "CopyReport", "Outcome", "copy_checkpoint"]
 
 _Path = str | os.PathLike[str]
 
+# Names that end so are names of files, whatever the source is called.
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 # After these, a destination takes nothing more.
 _FATAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def copy_checkpoint(
     source: _Path,
-    to: _Path,
+    output: _Path | None = None,
     *,
+    to: _Path | None = None,
     steps: Iterable[int] = (),
     newest: bool = False,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CopyReport:
-    """Copy checkpoints to a directory, byte for byte, and verify them on the way.
+    """Copy checkpoints byte for byte, and verify them on the way.
 
     Each file is read once: the bytes that are written are the very bytes whose checksums were
-    compared. Modes and times of change are kept, the owner is whoever copies.
+    compared. Modes and modification times are kept; the owner is whoever copies.
 
-    Of a step, the shards come first, then manifest and meta, then the model, each one fsynced before it
-    gets its name, and the directory before the model does: the copy is a step to a reader once all of
-    it is there, and durable when this returns. A crash leaves at most files that are part of no step.
-    Copying again goes on from there: what is whole at the destination already is verified there, and not
-    copied again. A file that was under way starts from its beginning.
+    The shards of a step come first, then manifest and meta, then the model. Each file is fsynced before it
+    gets its name, and the directory before the model does. So readers see the copy as a step only once all
+    of it is there, and it is durable when this returns. A crash leaves at most files that belong to no step.
+    The same call resumes from there: what is whole at the destination already is verified and not copied
+    again. A file that was under way starts from its beginning.
 
-    Where a file is damaged, nothing of its step stays at the destination, and the other steps are copied
-    nonetheless. A different file at the destination is never overwritten.
+    Where a file is damaged, nothing of its step stays at the destination, and the other steps are still
+    copied. A different file at the destination is never overwritten.
 
     Args:
         source: A directory with nanochat's steps (all that are whole are copied) or with a
-            CheckpointManager's checkpoints, a step in such a directory ("runs/d12@1200"), or a single
+            CheckpointManager's checkpoints, a step in such a directory (``"runs/d12@1200"``), or one
             .pt file.
-        to: The directory to copy to; created where it is not there.
-        steps: Which steps of the directory; all without any.
+        output: The directory to copy to; it is created if it is missing. One .pt file may be copied to a
+            new name: where `output` has a suffix of checkpoints (.pt, .pth, .ckpt, .bin) or that of the
+            source, and is not a directory, it is the name of the copy.
+        to: Another name of `output`.
+        steps: Which steps of the directory; empty means all.
         newest: Copy the newest step that is whole.
-        threads: Number of threads for each file; None lets the core decide.
-        progress: Called with the bytes done and the bytes in all. What it raises ends the copy.
+        threads: Number of threads for each file; None chooses.
+        progress: Called with bytes done and bytes in all. What it raises ends the copy.
 
     Returns:
-        The report: `.checkpoints`, `.files`, `.status`, `.exit_code`. What is damaged, or stands in
-        the way, is in it, and is not raised.
+        The report, which is true if all of it is at the destination: `.checkpoints`, `.files`, `.status`,
+        `.exit_code`. What is damaged, or in the way, is in the report and not raised.
 
     Raises:
         ValueError: The arguments contradict each other, or source and destination are the same.
-        FileNotFoundError: The source is not there.
-        OSError: The destination cannot be created, or has no room for it all.
+        TypeError: The destination is missing, or an argument is not a path.
+        FileNotFoundError: The source does not exist.
+        OSError: The destination cannot be created, or there is not enough space.
 
     Example:
         >>> import fastckpt, os, tempfile
-        >>> fastckpt.save({"n": 1}, "/tmp/example.pt")
+        >>> fastckpt.save({"n": 1}, "example.pt")
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     report = fastckpt.copy_checkpoint("/tmp/example.pt", directory)
+        ...     report = fastckpt.copy_checkpoint("example.pt", directory)
         ...     report.ok, os.listdir(directory)
         (True, ['example.pt'])
     """
     started = time.monotonic()
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    path, target = os.fspath(source), os.fspath(to)
+    threads = checked_threads(threads)
+    path = one_path("source", source)
+    target = output_path(output, to, 'copy_checkpoint("runs/d12", "archive/d12")')
     selection = select(path, {*steps}, newest=newest)
-    if os.path.isdir(target) and os.path.samefile(selection.directory, target):
-        raise ValueError(f"{target} is where the source is: name another directory")
-    done = _Copy.plan(selection, target, threads, progress).run() if selection.items else []
+    directory = _rename(selection, target)
+    _refuse_itself(selection, directory)
+    done = _Copy.plan(selection, directory, threads, progress).run() if selection.items else []
     missing = [
         CopiedCheckpoint(f"step {step}", step, Outcome.NOT_FOUND, message="no file of this step")
         for step in selection.missing
@@ -95,11 +103,40 @@ def copy_checkpoint(
     )
 
 
+def _rename(selection: Selection, target: str) -> str:
+    """Return the directory to copy to; what names a file gives its name to the copy of a file.
+
+    As `cp` does: into a directory that is there, else to the name. A name without a suffix of checkpoints
+    stands for a directory that is made, as it does for a step.
+    """
+    file = selection.items[0] if len(selection.items) == 1 else None
+    if not isinstance(file, FileItem) or os.path.isdir(target) or target.endswith(os.sep):
+        return target
+    suffix = os.path.splitext(target)[1]
+    if not suffix or suffix not in (*_SUFFIXES, os.path.splitext(file.path)[1]):
+        return target
+    directory, file.name = os.path.split(target)
+    return directory or "."
+
+
+def _refuse_itself(selection: Selection, directory: str) -> None:
+    if not os.path.isdir(directory) or not os.path.samefile(selection.directory, directory):
+        return
+    file = selection.items[0] if len(selection.items) == 1 else None
+    if isinstance(file, FileItem) and file.name != os.path.basename(file.path):
+        return
+    raise ValueError(f"{directory} is where the source is: name another directory")
+
+
 class _Copy:
     """Copies what was selected, one checkpoint after the other."""
 
     def __init__(
-        self, selection: Selection, linked: Item | None, copier: FileCopier, new_nbytes: int
+        self,
+        selection: Selection,
+        linked: CheckpointItem | None,
+        copier: FileCopier,
+        new_nbytes: int,
     ) -> None:
         self._selection = selection
         self._linked = linked

@@ -96,7 +96,7 @@ class CopyReport(Judged):
     Attributes:
         source: What was to be copied, as it was named.
         directory: The directory that it is in.
-        to: The directory it was copied to.
+        to: The directory, or the new name, that it was copied to.
         checkpoints: Everything that was to be copied, in this order.
         others: Names of files in the source's directory that are part of no checkpoint, and were not
             copied.
@@ -109,6 +109,11 @@ class CopyReport(Judged):
     checkpoints: tuple[CopiedCheckpoint, ...]
     others: tuple[str, ...]
     seconds: float
+
+    @property
+    def output(self) -> str:
+        """Another name of `to`."""
+        return self.to
 
     @property
     def files(self) -> tuple[CopiedFile, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
+from fastckpt._named_step import split_step
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.manager_files import ManagerFiles, survey_manager
 from fastckpt._steps.manifest import decode_manifest
@@ -17,9 +17,6 @@ from fastckpt._steps.role import Role
 from fastckpt._steps.saves import read_save
 from fastckpt._steps.survey import Listing, own_name, parse_name, survey_step, survey_steps
 from fastckpt.errors import CheckpointError, FormatError
-
-# A step beside its directory, as it is written in a command: runs/d12@1200.
-_AT_STEP = re.compile(r"(?P<directory>.+)@(?P<step>[0-9]{1,18})", re.ASCII | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Item(ABC):
 
 
 class StepItem(Item):
-    """A step of nanochat's."""
+    """A step with nanochat's names."""
 
     def __init__(self, listing: Listing, directory: str, step: int, *, asked: bool) -> None:
         super().__init__(f"step {step}", step, asked=asked)
@@ -118,15 +115,19 @@ class CheckpointItem(Item):
 
 
 class FileItem(Item):
-    """A single .pt file."""
+    """A single .pt file; its copy is called `name`.
+
+    Attributes:
+        path: The file.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__(os.path.basename(path), None, asked=True)
-        self._path = path
+        self.path = path
 
     def pieces(self) -> list[Piece]:
         """Return the file."""
-        return [_archive(self._path, "other")]
+        return [Piece(self.path, own_name(self.name), "other", os.stat(self.path).st_size)]
 
 
 @dataclass(frozen=True)
@@ -157,20 +158,21 @@ def select(source: str, steps: Collection[int], *, newest: bool) -> Selection:
     """
     source, steps = _split(source, steps)
     if newest and steps:
-        raise ValueError("either the newest step, or steps by number")
+        raise ValueError("name steps by number, or ask for the newest one, not both")
     if not os.path.isdir(source):
-        if steps or newest:
-            raise ValueError(f"{source} is no directory, and only a directory has steps")
         os.stat(source)
+        if steps or newest:
+            raise ValueError(f"{source} is not a directory, and only a directory has steps")
         return Selection(os.path.dirname(source) or ".", [FileItem(source)])
     return _select_from(source, {*steps}, newest=newest)
 
 
 def _split(source: str, steps: Collection[int]) -> tuple[str, Collection[int]]:
-    match = None if os.path.lexists(source) else _AT_STEP.fullmatch(source)
-    if match is None:
+    parts = split_step(source)
+    if parts is None:
         return source, steps
-    return match["directory"], {*steps, int(match["step"])}
+    directory, step = parts
+    return directory, {*steps, step}
 
 
 def _select_from(directory: str, steps: set[int], *, newest: bool) -> Selection:

@@ -14,12 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastckpt._archive.byte_order import refuse_foreign_byte_order
+from fastckpt._arguments import checked_threads, one_path
 from fastckpt._contents.outline import free_name, name_tensors, read_outline, walk
 from fastckpt._contents.paths import dotted
 from fastckpt._contents.safetensors_header import parse_safetensors_header
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_state_dict
 from fastckpt._contents.views import distinct_elements
+from fastckpt._named_step import find_step
 from fastckpt._native import (
     Archive,
     ArrayInfo,
@@ -31,7 +33,7 @@ from fastckpt._native import (
     compare_tensors,
 )
 from fastckpt._steps.survey import StepFiles, survey_steps
-from fastckpt.errors import FormatError, IncompleteCheckpointError
+from fastckpt.errors import ContentsError, FormatError, IncompleteCheckpointError
 
 from .report import DiffReport, FileDiff, TensorDiff, TensorLayout, ValueDiff
 
@@ -70,43 +72,60 @@ def diff(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> DiffReport:
-    """Compare two files: .pt files of any writer, or safetensors.
+    """Compare two checkpoints: .pt files of any writer, safetensors files, or steps.
 
     Tensors are compared under the keys that lead to them. Where one file is a state dict alone and the
-    other a whole checkpoint, the checkpoint's state dict is compared, and a note says so. Values that
-    are no tensors (steps, metrics, configurations) are compared as Python writes them.
+    other a whole checkpoint, the checkpoint's state dict is compared, and a note says so. Values other
+    than tensors (steps, metrics, configurations) are compared as Python writes them.
 
-    Two tensors are the same if all their bytes are. Where the dtype alone changed, from numbers to numbers,
-    these are compared; see `FileDiff.converted`. What is read of a record of a .pt file is compared with its
-    CRC-32 where it is read as a whole; see `FileDiff.unchecked`.
+    Two tensors are the same if all their bytes are. Where only the dtype changed, the numbers are compared
+    if both dtypes have them; see `FileDiff.converted`. Records of a .pt file that are read whole are
+    compared with their CRC-32; see `FileDiff.unchecked`.
 
     Args:
-        a: The file that changes are counted from.
+        a: The file that changes are counted from, or a step (``"runs/d12@100"``). Two steps with nanochat's
+            names are compared as `diff_steps` does.
         b: The other.
         threads: Number of threads; None chooses.
         progress: Called with bytes done and bytes in all, in the calling thread. What it raises ends
             the comparison.
 
     Returns:
-        The report: `.is_same`, `.files`.
+        The report, which is true if nothing differs: `.is_same`, `.files`.
 
     Raises:
-        OSError: A file cannot be read.
-        FormatError: It is damaged, or of another format.
-        ChecksumError: A record is not what was written.
+        FileNotFoundError, OSError: A file cannot be read, or there is no such step.
+        FormatError: A file is damaged, or in another format.
+        ChecksumError: A record has changed since it was written.
+        ValueError: A path is a directory.
 
     Example:
         >>> import fastckpt, torch
-        >>> fastckpt.save({"w": torch.zeros(4), "step": 1}, "/tmp/diff_a.pt")
-        >>> fastckpt.save({"w": torch.ones(4), "step": 2}, "/tmp/diff_b.pt")
-        >>> report = diff("/tmp/diff_a.pt", "/tmp/diff_b.pt")
+        >>> fastckpt.save({"w": torch.zeros(4), "step": 1}, "a.pt")
+        >>> fastckpt.save({"w": torch.ones(4), "step": 2}, "b.pt")
+        >>> report = diff("a.pt", "b.pt")
         >>> [(tensor.name, tensor.max_abs) for tensor in report.files[0].differing]
         [('w', 1.0)]
         >>> report.files[0].values
         (ValueDiff(name='step', a='1', b='2'),)
     """
-    paths = os.fspath(a), os.fspath(b)
-    return DiffReport(*paths, (_diff_files(*paths, threads, progress),))
+    paths = one_path("a", a), one_path("b", b)
+    threads = checked_threads(threads)
+    steps = [find_step(path) for path in paths]
+    named_a, named_b = steps
+    if named_a is not None and named_b is not None and not (named_a.managed or named_b.managed):
+        of_a, of_b = (named_a.directory, named_a.step), (named_b.directory, named_b.step)
+        return diff_steps(*of_a, *of_b, threads=threads, progress=progress)
+    files = [
+        path if named is None else named.model_file()
+        for path, named in zip(paths, steps, strict=True)
+    ]
+    for path in files:
+        if os.path.isdir(path):
+            raise ValueError(
+                f"{path} is a directory: name two files, or two steps as {path}@100 and {path}@200"
+            )
+    return DiffReport(*paths, (_diff_files(files[0], files[1], threads, progress),))
 
 
 def diff_steps(
@@ -118,7 +137,7 @@ def diff_steps(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> DiffReport:
-    """Compare two steps of nanochat's naming: model, meta and each rank's optimizer.
+    """Compare two steps with nanochat's names: model, meta and each rank's optimizer.
 
     Args:
         a: The checkpoint directory of the step that changes are counted from.
@@ -135,7 +154,8 @@ def diff_steps(
         IncompleteCheckpointError: There is no such step; the message says which there are.
         OSError, FormatError, ChecksumError: As for `diff`.
     """
-    files_a, files_b = _step_files(os.fspath(a), step_a), _step_files(os.fspath(b), step_b)
+    a, b = one_path("a", a), one_path("b", b)
+    files_a, files_b = _step_files(a, step_a), _step_files(b, step_b)
     compared = []
     for part in [part for part in files_a if part in files_b]:
         pair = files_a[part], files_b[part]
@@ -143,8 +163,8 @@ def diff_steps(
             _diff_meta(*pair) if part == "meta" else _diff_files(*pair, threads, progress)
         )
     return DiffReport(
-        f"step {step_a} of {os.fspath(a)}",
-        f"step {step_b} of {os.fspath(b)}",
+        f"step {step_a} of {a}",
+        f"step {step_b} of {b}",
         tuple(compared),
         tuple(path for part, path in files_a.items() if part not in files_b),
         tuple(path for part, path in files_b.items() if part not in files_a),
@@ -371,7 +391,7 @@ def _refuse_overlaps(name: str, numel: int, a: _Side, b: _Side) -> None:
     """Refuse tensors that overlap so often that comparing them is out of all proportion to the files."""
     nbytes = max(a.file.nbytes, b.file.nbytes)
     if numel > _OVERLAPS_MAX * nbytes + _OVERLAPPING_MAX:
-        raise FormatError(
+        raise ContentsError(
             f"the tensors of {a.path} and {b.path} overlap in memory: up to {name} there are {numel} "
             f"elements to compare, and the larger file has {nbytes} bytes. Save clones of them.",
             path=a.path,
@@ -399,7 +419,7 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
     numel = math.prod(shape)
     # In bytes: what overlaps a little is no harm.
     if numel > max(one.storage_nbytes, other.storage_nbytes):
-        raise FormatError(
+        raise ContentsError(
             f"{name} has {numel} elements that overlap in memory, in {a.path} and in {b.path}: too many "
             "to be compared one by one; save a clone() of it",
             path=a.path,

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 
 from fastckpt import _native
+from fastckpt._arguments import one_or_several_paths
 from fastckpt._stages import claimed, files_in
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.left_behind import divide_temporaries
@@ -42,37 +43,39 @@ def collect_garbage(
 ) -> GcReport:
     """Remove what interrupted saves have left in checkpoint directories.
 
-    A step that is whole is never touched, nor is any file that fastckpt has not written. Saves may
-    run meanwhile, in this process or in others on this machine. On a file system that several machines
-    share, nobody should be saving there: a lock says nothing about processes elsewhere.
+    A whole step is never touched, nor is any file that fastckpt has not written. Saves may run meanwhile, in
+    this process or in others on this machine. On a file system that several machines share, nobody should
+    be saving there: a lock says nothing about processes on other machines.
 
-    A step can never be completed where it is not whole, a later step is whole, and none of its files
-    is newer than that one: every rank has gone past it. Of such a step the model is removed
-    first, and the rest once that is durable, so that a crash never leaves what looks more complete
-    than before. Where a save or an export is running in the same directory, no step is removed.
+    A step can never be completed if it is not whole, a later step is whole, and none of its files is newer
+    than that one: every rank has gone past it. The model of such a step is removed first, and the rest once
+    that is durable, so that a crash never leaves what looks more complete than before. Where a save or an
+    export is running in the same directory, no step is removed.
 
-    The same goes for what the other ranks of a `CheckpointManager` have saved of a checkpoint that is gone,
+    The same holds for what the other ranks of a `CheckpointManager` have saved of a checkpoint that is gone,
     or that rank 0 never finished.
 
     Args:
-        path: A checkpoint directory, a directory above such, or several of these.
+        path: A checkpoint directory or a parent of such directories; one or several.
         dry_run: Only say what would be removed.
-        incomplete: Remove steps that can never be completed too; else they are only listed.
+        incomplete: Remove steps that can never be completed too; by default they are only listed.
 
     Returns:
-        The report: `.files`, `.steps`, `.freed_nbytes`, `.errors`. What cannot be removed is in
-        it, and is not raised; the rest goes on.
+        The report, which is true if all went well: `.files`, `.steps`, `.freed_nbytes`, `.errors`. What
+        cannot be removed is in the report and not raised; the rest is removed all the same.
+
+    Raises:
+        TypeError: `path` is neither a path nor a list of paths.
 
     Example:
         >>> import fastckpt
         >>> fastckpt.collect_garbage("no/such/directory", dry_run=True).not_found
         ('no/such/directory',)
     """
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    paths = one_or_several_paths("path", path)
     work = _Collection(dry_run=dry_run, incomplete=incomplete)
     visited: set[tuple[int, int]] = set()
-    for one in paths:
-        root = os.fspath(one)
+    for root in paths:
         if not os.path.isdir(root):
             work.not_found.append(root)
             continue

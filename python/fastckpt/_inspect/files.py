@@ -18,11 +18,11 @@ from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_optimizer_state, is_tensor
 from fastckpt._native import Archive, Opaque, StorageInfo, TensorInfo
 from fastckpt._steps.survey import StepName
-from fastckpt.errors import FormatError, TorchScriptError, UnsafePickleError
+from fastckpt.errors import FormatError, TorchScriptError, UncoveredFormatError, UnsafePickleError
 
 from .names import name_of_file
 from .parts import Parts, PartsReader
-from .report import FileContents, Group, TensorRow, UncoveredFormatError
+from .report import FileContents, Group, TensorRow
 
 _Path = str | os.PathLike[str]
 
@@ -39,8 +39,7 @@ _KINDS = {
 # A list of more blocks than these is one module in the totals.
 _MODULES_MAX = 24
 _EXECUTING_HINT = (
-    "only executing the pickle would show what it holds: torch.load(path, weights_only=False), "
-    "and only if you trust who made it"
+    "if you trust who made it, load it with torch.load(path, weights_only=False) and save it again"
 )
 
 
@@ -48,7 +47,7 @@ def inspect_file(path: _Path) -> FileContents:
     """Say what one checkpoint file holds.
 
     Reads the directory of the file and data.pkl, or the header of a safetensors file, and no tensor.
-    Nothing in the file is executed. Of a model of nanochat's, the meta beside it is read too.
+    Nothing in the file is executed. For a model file with nanochat's name, the meta beside it is read too.
 
     Args:
         path: A .pt file of torch.save or fastckpt.save, or a .safetensors file.
@@ -58,10 +57,10 @@ def inspect_file(path: _Path) -> FileContents:
 
     Raises:
         OSError: It cannot be read.
-        FormatError: It is damaged, or no checkpoint. `UncoveredFormatError` if it is one that
-            cannot be looked into: TorchScript, a file of torch before 1.6, or a pickle that
-            torch.load refuses with weights_only=True for its opcodes.
-        ChecksumError: data.pkl is not what was written.
+        FormatError: It is damaged, or not a checkpoint; `UncoveredFormatError` if it cannot be looked
+            into: TorchScript, a file of torch before 1.6, or a pickle that torch.load refuses with
+            weights_only=True for its opcodes.
+        ChecksumError: data.pkl has changed since it was written.
 
     Example:
         >>> torch.save({"step": 3, "model": {"w": torch.ones(2, 3)}}, "a.pt")
@@ -103,10 +102,9 @@ def _open_archive(source: Source) -> Archive:
     name = source.name
     if source.kind in (Kind.LEGACY, Kind.TAR):
         raise UncoveredFormatError(
-            f"{name} is a file of torch before 1.6 (or of the old serialization), in which nothing "
-            "can be looked up without reading all of it",
+            f"{name} is a file of torch before 1.6, or of the old serialization: it has no directory",
             path=name,
-            hint="fastckpt.load reads it; saved again with fastckpt.save it can be inspected",
+            hint="fastckpt.load reads it; saved again with fastckpt.save, it can be inspected",
         )
     archive = source.archive()
     if archive.kind == "torchscript":
@@ -126,7 +124,7 @@ def _saying_what_cannot_be_read(source: Source) -> Iterator[None]:
 
 def _torchscript_error(name: str) -> UncoveredFormatError:
     return UncoveredFormatError(
-        f"{name} is a TorchScript archive: a program with its tensors, and no checkpoint",
+        f"{name} is a TorchScript archive: a program with its tensors, not a checkpoint",
         path=name,
         hint="torch.jit.load(path).state_dict() has its tensors",
     )
@@ -170,7 +168,7 @@ def read_meta_values(path: str) -> PlainValues:
 
     Raises:
         OSError: It cannot be read.
-        FormatError: It is no JSON.
+        FormatError: It is not JSON.
     """
     return decode_meta_values(read_small_file(path, "a meta file", META_NBYTES_MAX), path)
 

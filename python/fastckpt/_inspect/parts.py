@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from fastckpt._native import Opaque, StorageInfo, TensorInfo
-
-from .report import UncoveredFormatError
+from fastckpt.errors import UncoveredFormatError
 
 # How often each object is looked at, on the average. An object takes a byte of data.pkl at least.
 _LOOKS_PER_BYTE = 4

@@ -5,31 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from fastckpt._contents.plain_values import Value
-from fastckpt.errors import FormatError
 
 Group = Literal["model", "optimizer", "other"]
 #: In the order in which they are shown.
 GROUPS: tuple[Group, ...] = ("model", "optimizer", "other")
-
-
-class UncoveredFormatError(FormatError):
-    """A file that is no damaged checkpoint, and that cannot be looked into without executing it.
-
-    Args:
-        message: What it is.
-        path: The file.
-        hint: What to do instead.
-    """
-
-    def __init__(self, message: str, *, path: str | None = None, hint: str = "") -> None:
-        super().__init__(message, path=path)
-        self.hint = hint
-
-    def _details(self) -> dict[str, Any]:
-        return {**super()._details(), "hint": self.hint}
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ import os
 import stat
 from collections.abc import Iterator
 
+from fastckpt._arguments import one_path
 from fastckpt._contents.plain_values import PlainValues
+from fastckpt._named_step import model_file
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.saves import read_save
 from fastckpt._steps.survey import Directory, Listing, StepFiles, absent_ranks, walk_directories
-from fastckpt.errors import CheckpointError, IncompleteCheckpointError
+from fastckpt.errors import CheckpointError, IncompleteCheckpointError, UncoveredFormatError
 
 from .files import decode_meta_values, inspect_file, read_meta_values
 from .names import name_of_file
-from .report import FileContents, UncoveredFormatError
+from .report import FileContents
 from .run_report import CheckpointRow, DirectoryContents, RunContents, State
 from .sizes import Sizes
 
@@ -25,29 +27,32 @@ _SAFETENSORS_SUFFIX = ".safetensors"
 _WORLD_SIZE = "rng_states.world_size"
 
 
-def inspect(path: _Path) -> FileContents | DirectoryContents:
+def inspect_checkpoint(path: _Path) -> FileContents | DirectoryContents:
     """Say what a checkpoint file, or a directory of checkpoints, holds; without reading tensors.
 
     Args:
-        path: A .pt or .safetensors file, the directory of a run, or a directory above such.
+        path: A .pt or .safetensors file, a step (``"runs/d12@1200"``: the file with its model), the
+            directory of a run, or a parent of such directories.
 
     Returns:
         `FileContents` for a file (see `inspect_file`), `DirectoryContents` for a directory, in which
-        what is wrong with a checkpoint is said, not raised.
+        what is wrong with a checkpoint is said and not raised.
 
     Raises:
-        OSError: The path cannot be read.
-        FormatError: The file is damaged, or no checkpoint.
+        FileNotFoundError, OSError: The path does not exist or cannot be read.
+        FormatError: The file is damaged, or not a checkpoint.
+
+    `fastckpt.inspect` is another name of this function.
 
     Example:
         >>> torch.save({"step": 3, "val_loss": 2.5, "model": {"w": torch.ones(2)}}, "a.pt")
-        >>> fastckpt.inspect("a.pt").metrics
+        >>> fastckpt.inspect_checkpoint("a.pt").metrics
         {'val_loss': 2.5}
     """
-    path = os.fsdecode(path)
-    if stat.S_ISDIR(os.stat(path).st_mode):
-        return inspect_directory(path)
-    return inspect_file(path)
+    name = model_file(os.fsdecode(one_path("path", path)))
+    if stat.S_ISDIR(os.stat(name).st_mode):
+        return inspect_directory(name)
+    return inspect_file(name)
 
 
 def inspect_directory(path: str) -> DirectoryContents:

@@ -45,12 +45,12 @@ class Candidate:
     Attributes:
         directory: Where it is.
         step: Its step.
-        epoch: Its epoch, None for a step of nanochat's.
-        first: Paths of the files without which the rest is no checkpoint: they are removed first.
+        epoch: Its epoch; None for a step with nanochat's names.
+        first: Paths of the files without which the rest is not a checkpoint: they are removed first.
         rest: Paths of its other files, in the order of removal.
         loads: Paths of the files that a load reads: those that have to be good.
         problem: Why it is neither counted nor removed; None for one that is whole.
-        is_damaged: Whether the problem is that its bytes are not those that were written.
+        is_damaged: Whether the problem is damage.
         held: Why it is not removed, though it counts.
         metrics: Its numbers, by name.
         best_metric: What its file says of the best value so far.
@@ -133,15 +133,20 @@ def find_families(held: HeldDirectory, fail: Fail) -> list[Family]:
     return [family for family in families if family.candidates or family.orphans]
 
 
-def best_candidate(candidates: Iterable[Candidate], metric: str, mode: str) -> Candidate | None:
-    """Return the checkpoint with the best value of a metric, the first that had it; NaN is never best."""
+def best_candidates(
+    candidates: Iterable[Candidate], metric: str, mode: str, count: int
+) -> list[Candidate]:
+    """Return the checkpoints with the best values of a metric; NaN is never best.
+
+    Of several with the same value the earliest counts as the best.
+    """
     sign = 1.0 if mode == "min" else -1.0
     rated = [
         (sign * value, candidate.key, candidate)
         for candidate in candidates
         if (value := candidate.metrics.get(metric)) is not None and not math.isnan(value)
     ]
-    return min(rated, key=lambda one: one[:2])[2] if rated else None
+    return [candidate for _, _, candidate in sorted(rated, key=lambda one: one[:2])[:count]]
 
 
 # nanochat's steps.

@@ -17,7 +17,7 @@ from fastckpt.errors import CheckpointError
 from .candidates import (
     Candidate,
     Family,
-    best_candidate,
+    best_candidates,
     read_root,
 )
 from .retention import expendable_steps
@@ -31,6 +31,7 @@ class Options:
     keep_every: int | None
     metric: str | None
     mode: str
+    keep_best: int
     dry_run: bool
     quick: bool
 
@@ -231,21 +232,23 @@ def _is_held(candidate: Candidate) -> bool:
 
 def _best_of(family: Family, counted: list[Candidate], options: Options) -> list[Candidate]:
     """Return the checkpoints that are the best by any of the signs that there are."""
-    best: list[Candidate | None] = []
+    best: list[Candidate] = []
+    count = options.keep_best
     if options.metric is not None:
-        best.append(best_candidate(counted, options.metric, options.mode))
+        best += best_candidates(counted, options.metric, options.mode, count)
     if family.kind == "manager" and counted:
         newest = counted[-1]
         metric, mode = newest.best_by
         if metric is not None:
             # Which end is the best one, a file may leave open: then neither goes.
             modes = ("min", "max") if mode is None else (mode,)
-            best += [best_candidate(counted, metric, each) for each in modes]
+            for each in modes:
+                best += best_candidates(counted, metric, each, count)
         elif newest.best_metric is not None:
             # Its file does not say of what: any number that equals it.
             best += [each for each in counted if newest.best_metric in each.metrics.values()]
         best += [each for path in family.best_names for each in _named_best(path, counted)]
-    return [each for each in best if each is not None]
+    return best
 
 
 def _named_best(path: str, counted: list[Candidate]) -> list[Candidate]:

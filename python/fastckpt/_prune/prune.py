@@ -10,9 +10,12 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 
+from fastckpt._arguments import checked_threads, one_path
+from fastckpt._metric_names import best_end, nearest_first
 from fastckpt._steps.durable import make_durable
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.removal import Removal
+from fastckpt.errors import UnknownMetricError
 
 from .candidates import Candidate, Family, find_families
 from .plan import GoodCheck, Options, Plan, Planner
@@ -27,65 +30,76 @@ _Progress = Callable[[int, int], None]
 def prune(
     path: _Path,
     *,
-    keep: int,
+    keep: int | None = None,
     keep_every: int | None = None,
+    keep_best: int | None = None,
+    metric_name: str | None = None,
     metric: str | None = None,
     mode: str | None = None,
     dry_run: bool = False,
+    quick: bool = False,
     verify: bool = True,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> PruneReport:
     """Delete the old checkpoints of one directory.
 
-    Works on nanochat's steps and on a CheckpointManager's checkpoints; a directory with both has each
-    kind counted by itself. Directories below it are not looked into.
+    Works on steps with nanochat's names and on a CheckpointManager's checkpoints; where a directory has both,
+    each kind is counted by itself. Not recursive.
 
-    What stays: the newest `keep` by step, those whose step is a multiple of `keep_every`, the best one,
-    and the newest one that is good. The best one of a CheckpointManager's is the one that `best_model.pt`
-    is a link or a copy of, and the one whose file has the best value of the metric of its
-    configuration; with `metric`, also the one with the best value of that, which for nanochat's steps is
-    looked up in the meta. Steps that are torn, damaged or may be under way do not count, and are not
-    deleted: that is the business of `collect_garbage`.
+    What stays: the newest `keep` by step, those whose step is a multiple of `keep_every`, the best ones,
+    and the newest one that is good. The best of a CheckpointManager's checkpoints are those that
+    `best_model.pt` is a link or a copy of, and those with the best value of the metric that their
+    configuration names. With `metric_name`, those with the best value of that stay too; for steps with
+    nanochat's names it is looked up in the meta. Steps that are torn, damaged or may be under way do not
+    count, and are not deleted: `collect_garbage` takes care of them.
 
     Before anything is deleted, the newest checkpoint that stays is read in full and compared with its
-    checksums. If it is damaged, it does not count and the next one is read. Where none that stays is
+    checksums. If it is damaged, it does not count and the next one is read. If none of those that stay is
     good, nothing is deleted, and `.blocked` says why.
 
-    Of a step the model goes first, then the directory is fsynced, then the rest goes: a crash leaves
-    each checkpoint whole, or without the file that makes it one.
+    The model of a step is deleted first, then the directory is fsynced, then the rest is deleted: a crash
+    leaves each checkpoint whole, or without the file that makes it a checkpoint.
 
     Args:
         path: The directory.
-        keep: How many of the newest stay, at least 1.
+        keep: How many of the newest stay, at least 1. May be left out beside `keep_best`: then 1.
         keep_every: Steps that are multiples of this stay too.
-        metric: A number in the metas, or in the `metrics` of a CheckpointManager's files. In metas,
+        keep_best: How many of the best stay [default: 1]; needs `metric_name`, or checkpoints of a
+            CheckpointManager, whose configuration names one.
+        metric_name: A number in the metas, or in the `metrics` of a CheckpointManager's files. In metas,
             dots lead into nested objects: "eval.val_bpb".
-        mode: Whether the best value is the least ("min", the default for `metric`) or the greatest
-            ("max").
+        metric: Another name of `metric_name`.
+        mode: Whether the best value is the lowest ("min") or the highest ("max") [default: "min"]. Needed
+            where the metric's name says that higher is better, as "val_acc" does.
         dry_run: Only say what would be deleted. What stays is verified nonetheless.
-        verify: Whether to read what stays in full; else only its structure is checked.
-        threads: Number of threads that read; None lets the core decide.
-        progress: Called with the bytes done and the bytes in all while something is verified.
+        quick: Check only the structure of what stays, as in `verify`, and do not read it in full.
+        verify: False is another name of ``quick=True``.
+        threads: Number of threads that read; None chooses.
+        progress: Called with bytes done and bytes in all while something is verified.
 
     Returns:
-        The report: `.checkpoints`, `.files`, `.freed_nbytes`, `.blocked`, `.errors`. What cannot be
-        deleted is in it, and is not raised; the rest goes on.
+        The report, which is true if all went well: `.checkpoints`, `.files`, `.freed_nbytes`, `.blocked`,
+        `.errors`. What cannot be deleted is in the report and not raised; the rest is deleted all the same.
 
     Raises:
-        ValueError: An argument is out of its range, or no checkpoint has the metric; the message names
-            what there is.
+        UnknownMetricError: (a ValueError) No checkpoint has the metric; it names those that there are.
+        ValueError: An argument is out of its range, or missing.
+        TypeError: `path` is not a path.
 
     Example:
         >>> import fastckpt
         >>> fastckpt.prune("no/such/directory", keep=5, dry_run=True).status
         'not_found'
     """
-    _check_arguments(keep, keep_every, mode, metric)
-    directory = os.fspath(path)
+    directory = one_path("path", path)
+    if metric is not None and metric_name is not None:
+        raise ValueError("metric_name and metric are the same argument: give one")
+    quick = quick or not verify
+    asked = (keep, keep_every, keep_best, metric_name if metric is None else metric, mode)
     removal = Removal()
-    options = Options(keep, keep_every, metric, mode or "min", dry_run, not verify)
-    check = GoodCheck(quick=not verify, threads=threads, progress=progress)
+    options = _checked_options(*asked, dry_run=dry_run, quick=quick)
+    check = GoodCheck(quick=quick, threads=checked_threads(threads), progress=progress)
     if not os.path.isdir(directory):
         return _report(directory, [], removal, {}, options)
     try:
@@ -94,44 +108,74 @@ def prune(
         removal.fail(error, directory)
         return _report(directory, [], removal, {}, options)
     with closing(held):
-        plans = _plan(held, options, check, removal)
+        plans = _plan(held, options, check, removal, for_best=keep_best is not None)
         for going in [going for plan in plans for going in plan.paths]:
             removal.space.look(going)
         kept = {} if dry_run else _remove(plans, removal)
         return _report(directory, plans, removal, kept, options)
 
 
-def _plan(held: HeldDirectory, options: Options, check: GoodCheck, removal: Removal) -> list[Plan]:
+def _plan(
+    held: HeldDirectory, options: Options, check: GoodCheck, removal: Removal, *, for_best: bool
+) -> list[Plan]:
     families: list[Family] = []
     try:
         families = find_families(held, removal.fail)
     except OSError as error:
         removal.fail(error, held.path)
-    if options.metric is not None:
-        _require_metric(families, options.metric)
+    _require_metric(families, options, held.path, for_best=for_best)
     planner = Planner(held, options, check, removal)
     return [planner.plan(family) for family in families]
 
 
-def _check_arguments(
-    keep: int, keep_every: int | None, mode: str | None, metric: str | None
-) -> None:
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, not {keep}: prune never deletes the newest")
-    if keep_every is not None and keep_every < 1:
-        raise ValueError(f"keep_every must be at least 1, not {keep_every}")
+def _checked_options(
+    keep: int | None,
+    keep_every: int | None,
+    keep_best: int | None,
+    metric: str | None,
+    mode: str | None,
+    *,
+    dry_run: bool,
+    quick: bool,
+) -> Options:
+    """Return what was asked for, with the defaults.
+
+    Raises:
+        ValueError: It is out of range, contradictory or not enough.
+    """
+    if keep is None and keep_best is None:
+        raise ValueError("keep is missing: say how many of the newest checkpoints stay")
+    for name, value in (("keep", keep), ("keep_every", keep_every), ("keep_best", keep_best)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")
+        if value is not None and value < 1:
+            why = ": prune never deletes the newest" if name == "keep" else ""
+            raise ValueError(f"{name} must be at least 1, not {value}{why}")
     if mode not in {None, "min", "max"}:
         raise ValueError(f"mode must be 'min' or 'max', not {mode!r}")
     if mode is not None and metric is None:
-        raise ValueError("mode says which value of a metric is best: name the metric, too")
+        raise ValueError("mode needs a metric_name (--mode needs --metric)")
+    end = "min" if metric is None else best_end(metric, mode)
+    return Options(keep or 1, keep_every, metric, end, keep_best or 1, dry_run, quick)
 
 
-def _require_metric(families: Iterable[Family], metric: str) -> None:
-    whole = [each for family in families for each in family.candidates if each.problem is None]
+def _require_metric(
+    families: Iterable[Family], options: Options, directory: str, *, for_best: bool
+) -> None:
+    """Refuse a metric that no checkpoint has, and a number of best ones by no metric."""
+    found = [family for family in families if family.candidates]
+    whole = [each for family in found for each in family.candidates if each.problem is None]
+    metric = options.metric
+    if metric is None:
+        if for_best and any(family.kind == "nanochat" for family in found):
+            raise ValueError(
+                "keep_best needs a metric_name (--keep-best needs --metric): steps with nanochat's "
+                "names do not say which of their numbers decides"
+            )
+        return
     if whole and not any(metric in candidate.metrics for candidate in whole):
-        names = sorted({name for candidate in whole for name in candidate.metrics})
-        there = ", ".join(names) or "no number at all"
-        raise ValueError(f"no checkpoint here has the metric {metric!r}; there is {there}")
+        names = {name for candidate in whole for name in candidate.metrics}
+        raise UnknownMetricError(metric, nearest_first(metric, names), directory)
 
 
 def _remove(plans: Iterable[Plan], removal: Removal) -> dict[str, str]:

@@ -22,6 +22,8 @@ from fastckpt._archive.load import load_archive
 from fastckpt._archive.pickling import DEFAULT_PROTOCOL, Pickled, pickle_object
 from fastckpt._archive.save import MAX_ALIGNMENT, nbytes_of, write_into
 from fastckpt._archive.unpickling import host_storage
+from fastckpt._arguments import checked_threads, one_path, output_path
+from fastckpt._named_step import find_step
 from fastckpt._verify.verify import verify
 from fastckpt.errors import CheckpointError, FormatError
 
@@ -48,8 +50,9 @@ _NO_TRACE = "there is no trace of it in the file"
 
 def repair(
     path: _Path,
+    output: _Path | None = None,
     *,
-    to: _Path,
+    to: _Path | None = None,
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> RepairReport:
@@ -57,41 +60,64 @@ def repair(
 
     What the new file holds depends on what is lost:
 
-    - nothing, or only what frames the records: all that was saved, with the same data.pkl;
+    - nothing, or only bytes between the records: all that was saved, with the same data.pkl;
     - tensors: the same object without them. A dict loses the keys of lost tensors; elsewhere, in a
       list say, None takes their place. All tensors are on the CPU;
     - data.pkl: a dict of uint8 tensors, one for each storage, by the names of the records
-      (``{"data/17": ...}``). Names, shapes and dtypes are lost with data.pkl. The same where the
-      object is one that cannot be built without the lost tensors.
+      (``{"data/17": ...}``). Names, shapes and dtypes are lost with data.pkl. The same happens where the
+      object cannot be built without the lost tensors.
 
-    No tensor is ever made up: each holds the bytes that were saved under its name. The new file is one
-    that fastckpt.save writes, and has been verified; torch.load reads it.
+    No value is ever made up: each tensor holds the bytes that were saved under its name. The new file is
+    as fastckpt.save writes it, and has been verified; torch.load reads it.
 
     Args:
-        path: The damaged file, which is only read.
-        to: The new file. There must be nothing there yet.
+        path: The damaged file, or a step that has one .pt file (``"runs/d12@100"``). It is only read.
+        output: The new file; must not exist.
+        to: Another name of `output`.
         threads: Number of threads; None chooses.
         progress: Called with bytes done and bytes in all. What it raises ends the job.
 
     Returns:
-        The report: `.ok`, `.outcome`, `.lost`, `.tensors`. Where nothing can be salvaged there is no new
-        file.
+        The report, which is true if everything was salvaged: `.ok`, `.outcome`, `.lost`, `.tensors`. Where
+        nothing can be salvaged there is no new file.
 
     Raises:
-        FileExistsError: There is something at `to`.
-        FileNotFoundError, OSError: The file cannot be read, or the new one not be written.
+        FileExistsError: There is something at `output`.
+        FileNotFoundError, OSError: The file cannot be read, or the new one cannot be written.
+        ValueError: The step has several .pt files.
 
     Example:
-        >>> import fastckpt
-        >>> report = fastckpt.repair("model.pt", to="salvaged.pt")
-        >>> for tensor in report.tensors:
-        ...     print("lost:", tensor.name)
+        >>> import fastckpt, torch
+        >>> fastckpt.save({"a": torch.ones(1000), "b": torch.ones(1000)}, "model.pt")
+        >>> with open("model.pt", "r+b") as file:  # damage the last tensor
+        ...     position = file.seek(-3000, 2)
+        ...     written = file.write(b"????")
+        >>> report = fastckpt.repair("model.pt", "salvaged.pt")
+        >>> [tensor.name for tensor in report.tensors]  # what is lost
+        ['b']
     """
-    source, target = os.fspath(path), os.fspath(to)
+    source = _one_file(one_path("path", path))
+    target = output_path(output, to, 'repair("damaged.pt", "salvaged.pt")')
+    threads = checked_threads(threads)
     _refuse_existing(target)
     salvaged = _native.salvage(source, threads=threads, progress=progress)
     job = _Job(source, target, salvaged, threads)
     return job.run()
+
+
+def _one_file(path: str) -> str:
+    """Return the only .pt file of the step that DIR@STEP names, and other paths as they are."""
+    named = find_step(path)
+    if named is None:
+        return path
+    files = [*named.nanochat.names(), *named.managed]
+    archives = [name for name in files if name.endswith(".pt")]
+    if len(archives) != 1:
+        raise ValueError(
+            f"step {named.step} in {named.directory} has {len(archives)} .pt files, and repair takes one: "
+            f"{', '.join(archives)}"
+        )
+    return os.path.join(named.directory, archives[0])
 
 
 class _Job:
@@ -360,5 +386,5 @@ def _bytes_of(data: bytes) -> torch.Tensor:
 
 def _refuse_existing(path: str) -> None:
     if os.path.lexists(path):
-        message = "there is a file already: repair only writes new ones"
+        message = "the file exists already, and repair only writes new files"
         raise FileExistsError(errno.EEXIST, message, path)

@@ -83,6 +83,11 @@ class RepairReport(Judged):
     notes: tuple[str, ...]
 
     @property
+    def output(self) -> str:
+        """Another name of `to`."""
+        return self.to
+
+    @property
     def status(self) -> str:
         """The verdict: "good" if the file was good or only its framing damaged, else "damaged"."""
         return "good" if self.outcome is Outcome.WHOLE else "damaged"

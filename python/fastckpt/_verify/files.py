@@ -15,7 +15,7 @@ from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._steps.manifest import read_manifest
 from fastckpt._steps.role import Role
 from fastckpt._steps.survey import kind_of, parse_kept_name, parse_name
-from fastckpt.errors import FormatError
+from fastckpt.errors import CheckpointError, FormatError
 
 from .report import Damage, FileReport, Status
 
@@ -97,11 +97,33 @@ class FileCheck:
             progress=None if self._progress is None else lambda done, _: self._report(done),
         )
         if found.damages and found.records == 0:
-            # The core could not open it; TorchScript has compressed records, and is no damage.
+            # The core could not open it; TorchScript has compressed records, and is not damaged.
             script = self._verify_torchscript(path, role)
             if script is not None:
                 return script
-        return archive_report(path, role, found)
+        report = archive_report(path, role, found)
+        if not report.damages:
+            return report
+        return dataclasses.replace(report, repairable=self._is_repairable(report))
+
+    def _is_repairable(self, report: FileReport) -> bool:
+        """Whether `repair` would find tensors, without reading what has been read already."""
+        from fastckpt import _native
+
+        try:
+            if report.records:
+                names = _native.Archive.open(report.path).names()
+            elif self._quick:
+                return False
+            else:
+                # Its directory is lost: the file has not been read yet.
+                names = _native.salvage(report.path, threads=self._threads).archive.names()
+        except (CheckpointError, OSError):
+            return False
+        lost = {damage.record for damage in report.damages}
+        storages = [name for name in names if name.startswith("data/")]
+        is_torchs = "constants.pkl" not in names and ("data.pkl" in names or bool(storages))
+        return is_torchs and (not storages or not lost.issuperset(storages))
 
     def _verify_torchscript(self, path: str, role: Role) -> FileReport | None:
         from .torchscript import verify_torchscript
@@ -118,7 +140,7 @@ class FileCheck:
             records=records,
             checksums="all",
             damages=damages,
-            message="TorchScript: bytes between records are not covered",
+            message="TorchScript: bytes between records are not checked",
         )
 
     def _report(self, done_in_file: int) -> None:
@@ -147,12 +169,12 @@ def archive_report(path: str, role: Role, found: _native.FileReport) -> FileRepo
         status = Status.DAMAGED
     elif found.checksums == "none":
         status = Status.UNCHECKED
-        message = "its writer switched checksums off: only the structure was checked"
+        message = "it was written without checksums: only the structure was checked"
     elif found.checksums == "metadata":
         status = Status.UNCHECKED
-        message = "its writer left out the checksums of the tensors (skip_data)"
+        message = "it was written without checksums of the tensors (skip_data)"
     elif not found.headers_covered:
-        message = "not the framing of any torch version: bytes between records are not covered"
+        message = "another program than torch wrote it: bytes between records are not checked"
     return FileReport(
         path=path,
         role=role,
@@ -181,7 +203,7 @@ def read_head(path: str) -> tuple[bytes, int, int]:
 
 
 def old_format(head: bytes) -> str | None:
-    """Say which format without records a file is in, by its first bytes; None if in none."""
+    """Say which format without records a file has, by its first bytes; None for all other files."""
     if head.startswith(_LEGACY_MAGIC):
         return "not a zip archive (torch.save before 1.6, or the old serialization)"
     magic = head[_TAR_MAGIC_OFFSET : _TAR_MAGIC_OFFSET + len(_TAR_MAGIC)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from fastckpt._steps.role import Role
 from fastckpt._verdict import EXIT_CODES
@@ -17,15 +17,18 @@ class Status(str, enum.Enum):
     """Verdict of a file, of a step, or of everything that was verified."""
 
     GOOD = "good"
-    #: Its bytes are not those that were written, or are no checkpoint at all.
+    #: Its bytes have changed since they were written, or it is not a checkpoint at all.
     DAMAGED = "damaged"
-    #: A file of the step is missing, or of another save of it.
+    #: A file of the step is missing, or belongs to another save.
     INCOMPLETE = "incomplete"
     #: The operating system could not read it.
     IO_ERROR = "io_error"
     NOT_FOUND = "not_found"
-    #: It holds no checksums, so nothing can be said about its bytes.
+    #: It has no checksums, so nothing can be said about its bytes.
     UNCHECKED = "unchecked"
+
+    def __str__(self) -> str:
+        return self.value
 
     def exit_code(self, *, strict: bool = False) -> int:
         """Exit code of the command for this verdict; `strict` makes UNCHECKED a failure."""
@@ -75,21 +78,45 @@ class Damage:
     detail: str
 
 
+class _HasStatus(Protocol):
+    @property
+    def status(self) -> Status: ...
+
+
+class _Judged:
+    """A verdict; files without checksums are not a failure, unless one asks for --strict."""
+
+    @property
+    def exit_code(self: _HasStatus) -> int:
+        """Exit code of `fastckpt verify` for this (without --strict)."""
+        return self.status.exit_code()
+
+    @property
+    def ok(self: _HasStatus) -> bool:
+        """Whether nothing wrong was found; files without checksums do not count as wrong."""
+        return self.status.exit_code() == 0
+
+    def __bool__(self: _HasStatus) -> bool:
+        """Return `ok`, so that ``if report:`` asks what it seems to."""
+        return self.status.exit_code() == 0
+
+
 @dataclass(frozen=True)
-class FileReport:
+class FileReport(_Judged):
     """What verifying one file found.
 
     Attributes:
         path: The file, as it was named or found.
-        role: What it is by its name; "directory" where a directory could not be verified.
+        role: What it is by its name; "directory" for a directory that could not be verified.
         status: The verdict.
-        step: Step in its name, for files named as nanochat names them.
+        step: Step in its name, for files with nanochat's names.
         rank: Rank in its name, for a shard of the optimizer.
         nbytes: Size of the file.
         records: Number of records in it.
         checksums: Which records have a CRC-32: "all", "metadata" (all but tensors), or "none".
         headers_covered: Whether the bytes between the records were compared too.
         damages: What is wrong.
+        repairable: Whether `fastckpt repair` would recover something of it.
         message: Why it could not be verified, or what was not covered.
         errno: Number of the operating system's error, where that is why.
         seconds: Time that it took.
@@ -105,26 +132,27 @@ class FileReport:
     checksums: Checksums = "none"
     headers_covered: bool = False
     damages: tuple[Damage, ...] = ()
+    repairable: bool = False
     message: str | None = None
     errno: int | None = None
     seconds: float = 0.0
 
 
 @dataclass(frozen=True)
-class StepReport:
+class StepReport(_Judged):
     """What verifying the files of one step found.
 
     Attributes:
         directory: Where the files are.
         step: The step.
-        status: The worst of its files, or INCOMPLETE if one is missing or of another save.
+        status: The worst of its files, or INCOMPLETE if one is missing or belongs to another save.
         files: Model, meta, manifest and shards, in this order and by rank; then those files of an
-            older save that are kept under other names because it is the newest that is whole.
+            older save that are kept under other names, if it is the newest whole one.
         ranks: Ranks whose shards are there.
         missing: Names of the files that should be there, e.g. "meta_000100.json".
-        torn: What is wrong where files of several saves are mixed, a sentence for each.
-        extra: Names of files that are not of the save that would be loaded.
-        save_id: The save that would be loaded; None where none is whole, or its files do not say.
+        torn: What is wrong if files of several saves are mixed, a sentence for each.
+        extra: Names of stale files: they do not belong to the save that would be loaded.
+        save_id: The save that would be loaded; None if none is whole, or its files do not say.
     """
 
     directory: str
@@ -149,13 +177,13 @@ class StepReport:
 
 
 @dataclass(frozen=True)
-class VerifyReport:
+class VerifyReport(_Judged):
     """What `fastckpt.verify` found.
 
     Attributes:
         files: Every file, those of `steps` included.
         steps: Steps of checkpoint directories, by directory and step.
-        leftovers: Temporary files of saves that were interrupted; not read, and never loaded.
+        leftovers: Temporary files of interrupted saves; not read, and never loaded.
         quick: Whether only the structure was checked.
         seconds: Time that it took.
     """
@@ -175,16 +203,6 @@ class VerifyReport:
         return worst([*alone, *(step.status for step in self.steps)])
 
     @property
-    def ok(self) -> bool:
-        """Whether nothing wrong was found; files without checksums do not count as wrong."""
-        return self.exit_code == 0
-
-    @property
-    def exit_code(self) -> int:
-        """Exit code of `fastckpt verify` for this report (without --strict)."""
-        return self.status.exit_code()
-
-    @property
     def damages(self) -> tuple[Damage, ...]:
         """Everything that is wrong with any file."""
         return tuple(damage for file in self.files for damage in file.damages)
@@ -196,7 +214,7 @@ class VerifyReport:
 
     @property
     def newest_good_steps(self) -> dict[str, int | None]:
-        """The newest step of each directory that is good in full, None where none is."""
+        """The newest good step of each directory, None if it has none."""
         newest: dict[str, int | None] = {step.directory: None for step in self.steps}
         for step in self.steps:
             best = newest[step.directory]

@@ -138,7 +138,9 @@ def files_to_sum(report: VerifyReport, path: str) -> tuple[list[FileReport], lis
             omitted.append(f"step {step.step} in {step.directory} is not good")
     in_steps = {id(file) for step in report.steps for file in step.files}
     others = [file for file in report.files if id(file) not in in_steps]
-    omitted += [f"{file.path} is no file of a step" for file in others if file.role != "directory"]
+    omitted += [
+        f"{file.path} does not belong to a step" for file in others if file.role != "directory"
+    ]
     return files, omitted
 
 

@@ -11,6 +11,8 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from fastckpt._arguments import checked_threads, one_or_several_paths
+from fastckpt._named_step import NamedStep, find_step
 from fastckpt._steps.survey import Directory, walk_directories
 
 from .files import FileCheck, size_of, unreadable
@@ -33,17 +35,21 @@ def verify(
     """Check that checkpoints hold the bytes that were written, and that each step is whole.
 
     Reads every byte of each file, whichever program wrote it. What is wrong is in the report, and
-    is not raised: a path that is not there, too.
+    is not raised; this includes paths that do not exist.
 
     Args:
-        path: A file, a checkpoint directory, a directory above such (of model tags, say), or
-            several of these.
+        path: A file, a step (``"runs/d12@1200"``), a checkpoint directory, or a parent of such
+            directories; one or several.
         quick: Check the structure and which files there are, without reading the tensors.
-        threads: Number of threads that read; None lets the core decide.
-        progress: Called with the bytes done and the bytes in all. What it raises ends the job.
+        threads: Number of threads that read; None chooses.
+        progress: Called with bytes done and bytes in all. What it raises ends the job.
 
     Returns:
-        The report: `.ok`, `.exit_code`, `.damages`, `.steps`, `.files`.
+        The report, which is true if nothing is wrong: `.ok`, `.exit_code`, `.damages`, `.steps`, `.files`.
+
+    Raises:
+        TypeError: `path` is neither a path nor a list of paths.
+        ValueError: `threads` is less than 1.
 
     Example:
         >>> import fastckpt
@@ -51,10 +57,8 @@ def verify(
         'not_found'
     """
     started = time.monotonic()
-    if threads is not None and threads < 1:
-        raise ValueError(f"threads must be at least 1, not {threads}")
-    paths = [path] if isinstance(path, (str, os.PathLike)) else list(path)
-    work = _Work([os.fspath(one) for one in paths])
+    threads = checked_threads(threads)
+    work = _Work(one_or_several_paths("path", path))
     check = FileCheck(work.nbytes, quick=quick, threads=threads, progress=progress)
     files = list(work.errors)
     steps = []
@@ -93,8 +97,20 @@ class _Work:
                 continue
             if is_directory:
                 self._add_directory(path, visited)
-            else:
+            elif not self._add_step(path):
                 self.files.append(path)
+
+    def _add_step(self, path: str) -> bool:
+        """Add the step that DIR@STEP names; whether the path is one."""
+        try:
+            named = find_step(path)
+        except OSError as error:
+            message = error.strerror or str(error)
+            self.errors.append(FileReport(path, "directory", Status.NOT_FOUND, message=message))
+            return True
+        if named is not None:
+            self.directories.append(_directory_of(named))
+        return named is not None
 
     def _add_directory(self, root: str, visited: set[tuple[int, int]]) -> None:
         is_empty = True
@@ -125,3 +141,9 @@ class _Work:
             names = [name for step in directory.steps for name in step.names()]
             for name in names + directory.others:
                 yield os.path.join(directory.path, name)
+
+
+def _directory_of(named: NamedStep) -> Directory:
+    """Return what a directory would hold if there were only this step."""
+    steps = [named.nanochat] if named.is_nanochat else []
+    return Directory(named.directory, steps, list(named.managed), [], [], [])

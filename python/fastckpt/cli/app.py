@@ -21,6 +21,7 @@ from fastckpt.cli import (
     top,
     verify,
 )
+from fastckpt.cli.failures import Failure, judge
 from fastckpt.cli.output import fail, version
 
 # The base of every error that the command line itself causes. typer has a click of its own in
@@ -52,9 +53,10 @@ def fastckpt(
         ),
     ] = False,
 ) -> None:
-    """Checkpoints of PyTorch that hold what was written.
+    """Fast, verified checkpoints for PyTorch.
 
-    Works on the .pt files of torch.save, whoever wrote them.
+    Works on the .pt files of torch.save, whichever program wrote them. A step is written DIR@STEP, such as
+    runs/d12@1200.
     """
 
 
@@ -73,6 +75,8 @@ app.command(name="repair", epilog=repair.EPILOG)(repair.repair)
 def run(args: list[str]) -> int:
     """Run one command line; return the exit code of the process."""
     as_json = "--json" in args[: args.index("--")] if "--" in args else "--json" in args
+    # Whoever types only the name wants to know what there is.
+    args = args or ["--help"]
     command = _named_command(args)
     _escape_what_cannot_be_encoded()
     try:
@@ -82,24 +86,24 @@ def run(args: list[str]) -> int:
         # After --help and --version nothing is left to do.
         return task() if callable(task) else 0
     except _UsageError as error:
-        hint = _usage_hint(command)
-        return fail(
-            command, "usage", exit_codes.USAGE, _usage_message(error), hint, as_json=as_json
-        )
+        message, hint = _usage_message(error), _usage_hint(command)
+        failure = Failure("usage", exit_codes.USAGE, message, hint)
     except KeyboardInterrupt:
-        return fail(
-            command, "interrupted", exit_codes.INTERRUPTED, "interrupted", None, as_json=as_json
-        )
+        failure = Failure("interrupted", exit_codes.INTERRUPTED, "interrupted")
     except BrokenPipeError:
         return _end_quietly()
-    except OSError as error:
-        return fail(command, "io_error", exit_codes.IO_ERROR, str(error), None, as_json=as_json)
-    except Exception as error:  # the last resort: see exit_codes.INTERNAL
-        message = f"{type(error).__name__}: {error}"
-        hint = "this is a bug of fastckpt; FASTCKPT_TRACEBACK=1 shows where it happened"
-        if os.environ.get("FASTCKPT_TRACEBACK") == "1":
+    except Exception as error:  # what is not in the table is a bug: see exit_codes.INTERNAL
+        judged = judge(error, command)
+        if judged is None and os.environ.get("FASTCKPT_TRACEBACK") == "1":
             raise
-        return fail(command, "internal", exit_codes.INTERNAL, message, hint, as_json=as_json)
+        failure = _internal(error) if judged is None else judged
+    return fail(command, failure, as_json=as_json)
+
+
+def _internal(error: Exception) -> Failure:
+    message = f"{type(error).__name__}: {error}"
+    hint = "this is a bug in fastckpt; FASTCKPT_TRACEBACK=1 shows where it happened"
+    return Failure("internal", exit_codes.INTERNAL, message, hint)
 
 
 def _escape_what_cannot_be_encoded() -> None:
@@ -112,7 +116,9 @@ def _escape_what_cannot_be_encoded() -> None:
 
 def _usage_message(error: Exception) -> str:
     format_message = getattr(error, "format_message", None)
-    return str(format_message()) if format_message is not None else str(error)
+    message = str(format_message()) if format_message is not None else str(error)
+    # What we say ourselves needs no introduction.
+    return message.removeprefix("Invalid value: ")
 
 
 def _named_command(args: list[str]) -> str | None:
@@ -127,6 +133,6 @@ def _usage_hint(command: str | None) -> str:
 
 def _end_quietly() -> int:
     # The reader, `head` say, has what it wanted. Python would complain again while it exits,
-    # unless stdout leads somewhere. 128 + SIGPIPE, as a shell reports it.
+    # unless stdout leads somewhere.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 141
+    return exit_codes.CLOSED_PIPE

@@ -24,9 +24,9 @@ def messages(report: AverageReport) -> Iterator[tuple[str, str]]:
     if kept:
         last = printable(report.checkpoints[-1])
         verb = "is" if kept == 1 else "are"
-        yield "note", f"{plural(kept, 'integer tensor')} {verb} of the last file, {last}"
+        yield "note", f"{plural(kept, 'integer tensor')} {verb} taken from the last file, {last}"
     for path in report.unchecked:
-        yield "warning", f"{printable(path)} has no checksums: its bytes were averaged unchecked"
+        yield "warning", f"{printable(path)} has no checksums: it was averaged unchecked"
 
 
 def report_document(report: AverageReport) -> dict[str, Any]:

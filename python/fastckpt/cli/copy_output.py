@@ -15,16 +15,17 @@ from fastckpt.cli.damages import (
     damage_document,
     damage_lines,
 )
+from fastckpt.cli.nearby import not_found_hint
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 
 _LABELS = {
     Outcome.COPIED: ("copied", ""),
-    Outcome.PRESENT: ("was there", ""),
+    Outcome.PRESENT: ("there", ""),
     Outcome.LINKED: ("linked", ""),
     Outcome.DAMAGED: DAMAGED,
     Outcome.CONFLICT: ("IN THE WAY", "bold red"),
     Outcome.INCOMPLETE: INCOMPLETE,
-    Outcome.SKIPPED: ("left out", "yellow"),
+    Outcome.SKIPPED: ("skipped", "yellow"),
     Outcome.NOT_FOUND: NOT_FOUND,
     Outcome.IO_ERROR: IO_ERROR,
     Outcome.NOT_REACHED: ("not copied", "yellow"),
@@ -58,7 +59,7 @@ def report_lines(report: CopyReport) -> Iterator[Line]:
 
 def _what_was_there(each: CopiedCheckpoint) -> str:
     there = sum(file.outcome is Outcome.PRESENT for file in each.files)
-    return f"{there} of them were there" if there and each.outcome is Outcome.COPIED else ""
+    return f"{there} of them already there" if there and each.outcome is Outcome.COPIED else ""
 
 
 def _verdict_line(report: CopyReport) -> Line:
@@ -87,26 +88,29 @@ def messages(report: CopyReport) -> Iterator[tuple[str, str]]:
     """Yield (kind, text) of what belongs on stderr."""
     source = printable(report.directory)
     if not report.checkpoints:
-        yield (
-            "hint",
-            "give the directory that holds model_*.pt or checkpoint_epoch*.pt, or a .pt file",
-        )
+        yield "hint", not_found_hint(report.directory)
     for file in report.files:
         if file.message and file.outcome in _AT_DESTINATION:
             yield "warning", f"{printable(os.path.basename(file.path))}: {printable(file.message)}"
     outcomes = {each.outcome for each in report.checkpoints}
     if Outcome.DAMAGED in outcomes:
-        yield "hint", f"fastckpt verify {source} lists all that is damaged; copy another step"
+        yield "hint", f"`fastckpt verify {source}` lists what is damaged; copy another step"
     if Outcome.CONFLICT in outcomes:
-        yield "hint", "copy to another directory, or remove what is in the way if nobody needs it"
+        yield "hint", "copy to another place, or remove what is in the way if nobody needs it"
     if report.status == "incomplete":
-        yield "hint", f"fastckpt verify --quick {source} says which steps are whole"
+        yield "hint", f"`fastckpt verify --quick {source}` says which steps are whole"
     if Outcome.IO_ERROR in outcomes:
-        yield "hint", "the same command again goes on from here"
+        yield "hint", "run the same command again to resume"
     if report.others:
-        count = plural(len(report.others), "other name")
+        count = len(report.others)
+        what = (
+            "1 entry that is not a checkpoint"
+            if count == 1
+            else f"{count} entries that are not checkpoints"
+        )
         names = ", ".join(report.others[:_NAMES_SHOWN])
-        yield "note", f"{count} in {source}, not of a checkpoint, not copied: {printable(names)}"
+        more = ", ..." if count > _NAMES_SHOWN else ""
+        yield "note", f"skipped {what}: {printable(names)}{more}"
 
 
 def report_document(report: CopyReport) -> dict[str, Any]:

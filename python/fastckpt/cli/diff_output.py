@@ -15,6 +15,7 @@ from fastckpt._diff.report import (
     ValueDiff,
 )
 from fastckpt.cli.output import Line, plural, printable
+from fastckpt.cli.tables import Align, fit_table
 
 # As many lines of a kind as fit a screen; --all and --json have them all.
 _LINES_MAX = 20
@@ -65,14 +66,12 @@ def _file_lines(file: FileDiff, *, every: bool) -> Iterator[Line]:
         return
     layers = file.layers
     if len(layers) < len(file.differing):
-        rows = [_layer_row(layer) for layer in layers]
-        yield from _first(_table(("layer", *_TITLES), rows), every=every, heads=1)
-    rows = [_tensor_row(tensor) for tensor in file.differing]
-    yield from _first(_table(("tensor", *_TITLES), rows), every=every, heads=1)
+        yield from _first_rows("layer", [_layer_row(layer) for layer in layers], every=every)
+    yield from _first_rows("tensor", [_tensor_row(each) for each in file.differing], every=every)
 
 
 def _changes(file: FileDiff) -> Iterator[tuple[str, TensorLayout, TensorLayout, str]]:
-    """Yield the tensors of another dtype or shape, with how far their numbers are apart, if they are any."""
+    """Yield the tensors of another dtype or shape, with how far their numbers are apart where they have any."""
     converted = {tensor.name: tensor for tensor in file.converted}
     for name, one, other in file.reshaped:
         tensor = converted.get(name)
@@ -86,12 +85,21 @@ def _figures_text(tensor: TensorDiff) -> str:
     return ", ".join(f"{title} {figure}" for title, figure in titled)
 
 
-def _first(lines: list[Line], *, every: bool, heads: int = 0) -> Iterator[Line]:
+def _first(lines: list[Line], *, every: bool) -> Iterator[Line]:
     """Yield as many lines as are shown, and how many are not."""
-    most = len(lines) if every else _LINES_MAX + heads
-    yield from lines[:most]
-    if len(lines) > most:
-        yield Line(f"  ... and {len(lines) - most} more (--all lists them)")
+    yield from lines if every else lines[:_LINES_MAX]
+    yield from _more(len(lines), every=every)
+
+
+def _first_rows(what: str, rows: list[tuple[str, ...]], *, every: bool) -> Iterator[Line]:
+    """Yield a table of as many rows as are shown, and how many are not."""
+    yield from _table((what, *_TITLES), rows if every else rows[:_LINES_MAX])
+    yield from _more(len(rows), every=every)
+
+
+def _more(count: int, *, every: bool) -> Iterator[Line]:
+    if count > _LINES_MAX and not every:
+        yield Line(f"  ... and {count - _LINES_MAX} more (--all lists them)")
 
 
 def _layer_row(layer: LayerDiff) -> tuple[str, ...]:
@@ -112,15 +120,8 @@ def _number(number: float) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[Line]:
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return [
-        Line(
-            "  "
-            + row[0].ljust(widths[0])
-            + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=True))
-        )
-        for row in (head, *rows)
-    ]
+    numbers: list[Align] = [">" for _ in head[1:]]
+    return [Line(text) for text in fit_table([head, *rows], ["<", *numbers], "  ")]
 
 
 def _value_text(value: ValueDiff) -> str:
@@ -213,7 +214,7 @@ def messages(report: DiffReport) -> Iterator[tuple[str, str]]:
             first = printable(file.unchecked[0]) + (", ..." if len(file.unchecked) > 1 else "")
             yield (
                 "note",
-                f"the bytes of {tensors} could not be compared with a checksum on both sides ({first})",
+                f"{tensors} could not be checked against checksums on both sides ({first})",
             )
 
 

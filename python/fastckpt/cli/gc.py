@@ -7,41 +7,46 @@ from typing import Annotated
 
 import typer
 
+from fastckpt.cli.exit_codes import epilog
 from fastckpt.cli.gc_output import messages, report_document, report_lines
-from fastckpt.cli.options import Json, Task
-from fastckpt.cli.output import print_report
+from fastckpt.cli.options import DryRun, Json, Quiet, Task
+from fastckpt.cli.output import Output, print_report
 
-EPILOG = (
-    "Exit codes: 0 done, whether there was something to remove or not, 2 usage, 4 no such "
-    "directory, 6 something could not be read or removed, 130 interrupted. "
-    "Any other code but 0 is a failure too."
+EPILOG = epilog(
+    {
+        0: "done, whether there was something to delete or not",
+        4: "no such directory",
+        6: "something could not be read or deleted",
+    }
 )
 
 
 def gc(
     directories: Annotated[
-        list[str], typer.Argument(help="Checkpoint directories, or directories above them.")
+        list[str],
+        typer.Argument(
+            metavar="DIR...", help="Checkpoint directories, or parents of such directories."
+        ),
     ],
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be removed; remove nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     incomplete: Annotated[
         bool,
-        typer.Option("--incomplete", help="Remove steps that can never be completed, too."),
+        typer.Option("--incomplete", help="Also delete steps that can never be completed."),
     ] = False,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> Task:
-    """Remove what interrupted saves have left behind.
+    """Delete what interrupted saves have left behind.
 
-    That is: temporary files of saves and hidden directories of exports whose process has died, and
-    files that a newer save has replaced and that were kept until it was whole. Steps that are not
-    whole although a later one is, and files of ranks whose checkpoint is gone, are listed, and removed
-    with --incomplete. A whole step is never touched. Saves may be running meanwhile, on this machine.
+    Deletes temporary files of saves and hidden directories of exports whose process has died, and files that
+    a newer save has replaced, once that save is whole. Lists incomplete steps that are older than a whole
+    one, and files of ranks whose checkpoint is gone; --incomplete deletes them. Whole steps are never
+    touched. Saves may be running meanwhile on this machine.
     """
-    return partial(_gc, directories, dry_run=dry_run, incomplete=incomplete, as_json=json)
+    return partial(_gc, directories, dry_run, incomplete, Output(json, quiet))
 
 
-def _gc(directories: list[str], *, dry_run: bool, incomplete: bool, as_json: bool) -> int:
+def _gc(directories: list[str], dry_run: bool, incomplete: bool, output: Output) -> int:
     from fastckpt._gc.gc import collect_garbage
 
     report = collect_garbage(directories, dry_run=dry_run, incomplete=incomplete)
@@ -51,5 +56,5 @@ def _gc(directories: list[str], *, dry_run: bool, incomplete: bool, as_json: boo
         lines=report_lines,
         document=report_document,
         messages=messages,
-        as_json=as_json,
+        output=output,
     )

@@ -19,11 +19,12 @@ _KIND_WIDTH = max(map(len, _KINDS.values()))
 _STATES = {
     StepState.ABANDONED: "can never be completed",
     StepState.UNDER_WAY: "may be under way",
-    StepState.MODEL_ONLY: "has no optimizer shards, and is left alone",
-    StepState.FOREIGN: "is incomplete, and not written by fastckpt",
+    StepState.MODEL_ONLY: "has no optimizer shards, and stays",
+    StepState.FOREIGN: "is incomplete, was not written by fastckpt, and stays",
     StepState.DAMAGED: "is damaged",
 }
 _FAILED = "NOT REMOVED"
+_WIDTH = len("would remove")
 
 
 def report_lines(report: GcReport) -> Iterator[Line]:
@@ -32,7 +33,7 @@ def report_lines(report: GcReport) -> Iterator[Line]:
         yield Line(f"NOT FOUND: {plural(len(report.not_found), 'path')}", "NOT FOUND", "red")
         return
     yield _verdict_line(report)
-    done = "would be" if report.dry_run else "removed"
+    done = "would remove" if report.dry_run else "removed"
     for directory, files in _by_directory(report):
         yield Line(printable(directory))
         for file in files:
@@ -72,7 +73,7 @@ def _by_directory(report: GcReport) -> Iterator[tuple[str, list[GarbageFile]]]:
 def _file_line(file: GarbageFile, done: str) -> Line:
     word, style = (done, "") if file.error is None else (_FAILED, "bold red")
     columns = (
-        f"  {word:<{len(_FAILED)}}",
+        f"  {word:<{_WIDTH}}",
         f"{_KINDS[file.kind]:<{_KIND_WIDTH}}",
         f"{format_nbytes(file.nbytes):>9}",
         printable(os.path.basename(file.path)),
@@ -88,7 +89,7 @@ def _step_lines(step: UnfinishedStep) -> Iterator[Line]:
     where = printable(step.directory)
     yield Line(f"{step.name} in {where} {label} ({size}): {printable(step.reason)}", label)
     if step.state is StepState.ABANDONED and step.loads_model:
-        yield Line("  its model and meta are whole, and load without the optimizer")
+        yield Line("  its model and meta are whole: they can be loaded without the optimizer")
 
 
 def messages(report: GcReport) -> Iterator[tuple[str, str]]:
@@ -101,24 +102,31 @@ def messages(report: GcReport) -> Iterator[tuple[str, str]]:
     if report.live:
         count, example = len(report.live), printable(report.live[0])
         running = "1 save or export is" if count == 1 else f"{count} saves or exports are"
-        yield "note", f"{running} running, and what they write is not touched: {example}"
+        yield "note", f"{running} running; their files are not touched: {example}"
     abandoned = [step for step in report.steps if step.state is StepState.ABANDONED]
     left = [step for step in abandoned if not step.removed]
     if left and not report.incomplete:
-        yield "hint", f"--incomplete removes {plural(len(left), 'step')} that nobody can complete"
+        yield (
+            "hint",
+            f"--incomplete removes {plural(len(left), 'step')} that can never be completed",
+        )
     elif left and report.live and not report.dry_run:
         yield (
             "hint",
-            "steps are not removed while a save or an export is running in their directory",
+            "no step is removed while a save or an export is running in its directory",
         )
 
 
 def report_document(report: GcReport) -> dict[str, Any]:
-    """Return the report as JSON values. Paths that are not UTF-8 have lone surrogates."""
+    """Return the report as JSON values: what a dry run would do is not said to be done."""
+    going = [file.path for file in report.files if file.error is None]
     return {
         "dry_run": report.dry_run,
         "incomplete": report.incomplete,
-        "freed_nbytes": report.freed_nbytes,
+        "freed_nbytes": 0 if report.dry_run else report.freed_nbytes,
+        "would_free_nbytes": report.freed_nbytes if report.dry_run else 0,
+        "deleted": [] if report.dry_run else going,
+        "would_delete": going if report.dry_run else [],
         "files": [_file_document(file) for file in report.files],
         "steps": [_step_document(step) for step in report.steps],
         "live": list(report.live),

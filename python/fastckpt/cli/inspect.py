@@ -9,17 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastckpt.cli import exit_codes
-from fastckpt.cli.options import Json, Task
-from fastckpt.cli.output import fail, print_document, print_lines, print_message, printable
+from fastckpt.cli.options import Json, Quiet, Task
+from fastckpt.cli.output import Output, print_document, print_lines, print_messages
 
 if TYPE_CHECKING:
     from fastckpt._inspect.report import FileContents
     from fastckpt._inspect.run_report import DirectoryContents
 
-EPILOG = (
-    "Exit codes: 0 shown, 1 the file is damaged or no checkpoint, 2 usage, 4 not found, or no "
-    "checkpoint in the directory, 5 a format that cannot be looked into, 6 I/O error, 130 "
-    "interrupted. Any other code but 0 is a failure too."
+EPILOG = exit_codes.epilog(
+    {
+        0: "shown",
+        1: "the file is damaged, or not a checkpoint",
+        3: "the step is incomplete",
+        4: "not found, or no checkpoint in the directory",
+        5: "a format that cannot be looked into",
+    }
 )
 
 
@@ -34,7 +38,9 @@ def inspect(
     path: Annotated[
         str,
         typer.Argument(
-            help="A .pt or .safetensors file, a checkpoint directory, or a directory above such."
+            metavar="PATH",
+            help="A .pt or .safetensors file, a step (runs/d12@1200: its model), a checkpoint directory, or "
+            "a parent of such directories.",
         ),
     ],
     tree: Annotated[
@@ -42,59 +48,42 @@ def inspect(
     ] = False,
     sort: Annotated[
         Sort | None,
-        typer.Option("--sort", help="Order of a file's tensors; as they were saved without it."),
+        typer.Option("--sort", help="Sort order of the tensors [default: as saved]"),
     ] = None,
+    quiet: Quiet = False,
     json: Json = False,
 ) -> Task:
     """Say what a checkpoint holds, without reading its tensors.
 
-    Of a file: its tensors with dtype, shape and size, their totals by module, and step, epoch, metrics
-    and the other plain values. Of a directory: its checkpoints with size, state and metrics. Needs
-    neither torch nor a GPU, and executes nothing that a file says.
+    For a file: its tensors with dtype, shape and size, their totals by module, and step, epoch, metrics
+    and the other plain values. For a directory: its checkpoints with size, state and metrics. Needs
+    neither torch nor a GPU, and never executes what is in a file.
     """
-    return partial(_inspect, path, tree=tree, sort=sort, as_json=json)
+    return partial(_inspect, path, tree, sort, Output(json, quiet))
 
 
-def _inspect(path: str, *, tree: bool, sort: Sort | None, as_json: bool) -> int:
-    from fastckpt._inspect.report import FileContents, UncoveredFormatError
-    from fastckpt._inspect.runs import inspect as inspect_path
-    from fastckpt.errors import CheckpointError
+def _inspect(path: str, tree: bool, sort: Sort | None, output: Output) -> int:
+    from fastckpt._inspect.report import FileContents
+    from fastckpt._inspect.runs import inspect_checkpoint
 
-    try:
-        contents = inspect_path(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        message = f"{printable(path)}: {error.strerror}"
-        hint = "give a .pt file, a checkpoint directory, or a directory above one"
-        return fail("inspect", "not_found", exit_codes.NOT_FOUND, message, hint, as_json=as_json)
-    except UncoveredFormatError as error:
-        message = printable(str(error))
-        return fail(
-            "inspect", "uncovered", exit_codes.UNCOVERED, message, error.hint, as_json=as_json
-        )
-    except CheckpointError as error:
-        hint = (
-            f"`fastckpt verify {printable(path)}` says where, `fastckpt repair` salvages the rest"
-        )
-        message = printable(str(error))
-        return fail("inspect", "damaged", exit_codes.DAMAGED, message, hint, as_json=as_json)
+    contents = inspect_checkpoint(path)
     if isinstance(contents, FileContents):
-        return _show_file(contents, tree=tree, sort=sort, as_json=as_json)
-    return _show_directory(contents, as_json=as_json)
+        return _show_file(contents, tree, sort, output)
+    return _show_directory(contents, output)
 
 
-def _show_file(contents: FileContents, *, tree: bool, sort: Sort | None, as_json: bool) -> int:
+def _show_file(contents: FileContents, tree: bool, sort: Sort | None, output: Output) -> int:
     from fastckpt.cli.inspect_output import file_document, file_lines, file_messages
 
-    if as_json:
+    if output.as_json:
         print_document("inspect", "good", 0, report=file_document(contents, sort=sort))
-    else:
+    elif not output.quiet:
         print_lines(file_lines(contents, tree=tree, sort=sort))
-    for kind, text in file_messages(contents):
-        print_message(kind, text)
+    print_messages(file_messages(contents), output)
     return 0
 
 
-def _show_directory(contents: DirectoryContents, *, as_json: bool) -> int:
+def _show_directory(contents: DirectoryContents, output: Output) -> int:
     from fastckpt.cli.inspect_runs_output import (
         directory_document,
         directory_lines,
@@ -106,10 +95,9 @@ def _show_directory(contents: DirectoryContents, *, as_json: bool) -> int:
         status, exit_code = "io_error", exit_codes.IO_ERROR
     elif not contents.runs:
         status, exit_code = "not_found", exit_codes.NOT_FOUND
-    if as_json:
+    if output.as_json:
         print_document("inspect", status, exit_code, report=directory_document(contents))
-    else:
+    elif not output.quiet:
         print_lines(directory_lines(contents))
-    for kind, text in directory_messages(contents):
-        print_message(kind, text)
+    print_messages(directory_messages(contents), output)
     return exit_code

@@ -11,8 +11,8 @@ from fastckpt.cli.inspect import Sort
 from fastckpt.cli.inspect_tree import tree_lines
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 from fastckpt.cli.tables import (
+    fit_table,
     format_shape,
-    format_table,
     format_value,
     json_number,
     natural_key,
@@ -79,7 +79,7 @@ def _tensor_lines(rows: list[TensorRow]) -> list[str]:
         )
         for row in rows
     ]
-    return format_table(cells, ("<", "<", "<", ">", ">", "<"))
+    return fit_table(cells, ("<", "<", "<", ">", ">", "<"))
 
 
 def _note(row: TensorRow) -> str:
@@ -95,7 +95,7 @@ def _value_lines(contents: FileContents) -> list[str]:
     shown = {name: format_value(value) for name, value in contents.values.items()}
     shown |= {name: f"(not shown, of length {count:,})" for name, count in contents.omitted.items()}
     cells = [(printable(name), shown[name]) for name in sorted(shown, key=_distance)]
-    lines = format_table(cells[:_VALUES_SHOWN], ("<", "<"))
+    lines = fit_table(cells[:_VALUES_SHOWN], ("<", "<"))
     if len(cells) > _VALUES_SHOWN:
         lines.append(f"and {len(cells) - _VALUES_SHOWN:,} more values (see --json)")
     if contents.meta is not None and contents.problem is None:
@@ -135,7 +135,7 @@ def _total_lines(contents: FileContents) -> list[str]:
         )
         for total in rows
     ]
-    lines = format_table(cells, ("<", ">", ">", ">", ">"))
+    lines = fit_table(cells, ("<", ">", ">", ">", ">"))
     return [*lines, f"and {hidden:,} more parts (see --json)"] if hidden else lines
 
 

@@ -11,6 +11,7 @@ from fastckpt._inspect.names import name_of_file
 from fastckpt._inspect.run_report import CheckpointRow, DirectoryContents, RunContents, State
 from fastckpt._steps.checkpoint_names import BEST_NAME
 from fastckpt._steps.survey import parse_name
+from fastckpt.cli.failures import PATHS
 from fastckpt.cli.output import Line, format_nbytes, plural, printable
 from fastckpt.cli.tables import (
     Align,
@@ -31,6 +32,8 @@ _STATES = {
 _INDENT = "  "
 # Metrics that are looked for first, by parts of their names.
 _WANTED = ("val", "core", "eval", "test", "bpb", "time", "flops", "loss", "acc", "ppl", "lr")
+# Columns that go first where the terminal is narrow.
+_DISPENSABLE = ("ranks", "model", "optimizer", "epoch")
 # A problem that is longer is in --json.
 _PROBLEM_CHARS = 300
 
@@ -55,7 +58,7 @@ def _run_lines(run: RunContents) -> Iterator[Line]:
     count = plural(len(run.checkpoints), "checkpoint")
     yield Line(f"{printable(run.directory)}: {count}, {format_nbytes(run.nbytes)}")
     metrics, hidden = _choose_metrics(run.checkpoints, terminal_width())
-    columns = _columns(run.checkpoints, metrics)
+    columns = _fitting(run.checkpoints, _columns(run.checkpoints, metrics), terminal_width())
     cells = _cells(run.checkpoints, columns)
     lines = format_table(cells, [column.align for column in columns], _INDENT)
     yield Line(lines[0])
@@ -70,7 +73,10 @@ def _run_lines(run: RunContents) -> Iterator[Line]:
         yield Line(f"{_INDENT}not shown, see --json: {', '.join(map(printable, hidden))}")
     if run.newest is not None and len(run.checkpoints) > 1:
         freed = format_nbytes(run.freed_nbytes)
-        yield Line(f"{_INDENT}removing all older than step {run.newest} would free {freed}")
+        prune = f"`fastckpt prune {printable(run.directory)} --keep 1`"
+        yield Line(
+            f"{_INDENT}deleting all older than step {run.newest} would free {freed} (with {prune})"
+        )
 
 
 def _label(row: CheckpointRow) -> str:
@@ -83,7 +89,7 @@ def _is_plainly_named(row: CheckpointRow) -> bool:
 
 
 def _is_step(row: CheckpointRow) -> bool:
-    """Whether its files have nanochat's names, or the hidden ones of files that were replaced."""
+    """Whether its files have nanochat's names, or hidden names of replaced files."""
     return parse_name(row.files[0]) is not None or row.files[0].startswith(".")
 
 
@@ -114,6 +120,15 @@ def _columns(rows: Sequence[CheckpointRow], metrics: Sequence[str]) -> list[_Col
         columns.append(_Column("file", "<", lambda row: printable(row.name)))
     if any(row.is_best for row in rows):
         columns.append(_Column("", "<", lambda row: f"= {BEST_NAME}" if row.is_best else ""))
+    return columns
+
+
+def _fitting(rows: Sequence[CheckpointRow], columns: list[_Column], width: int) -> list[_Column]:
+    """Leave out columns that a narrow terminal has no room for; --json has them all."""
+    for head in _DISPENSABLE:
+        if len(_INDENT) + table_width(_cells(rows, columns)) <= width:
+            break
+        columns = [column for column in columns if column.head != head]
     return columns
 
 
@@ -181,9 +196,9 @@ def directory_messages(contents: DirectoryContents) -> Iterator[tuple[str, str]]
     if contents.leftovers:
         count = plural(len(contents.leftovers), "temporary file")
         example = printable(contents.leftovers[0])
-        yield "note", f"{count} of saves, running or interrupted (`fastckpt gc`): {example}"
+        yield "note", f"{count} of running or interrupted saves (`fastckpt gc`): {example}"
     if not contents.runs:
-        yield "hint", "give a .pt file, a checkpoint directory, or a directory above one"
+        yield "hint", PATHS["inspect"]
 
 
 def directory_document(contents: DirectoryContents) -> dict[str, Any]:

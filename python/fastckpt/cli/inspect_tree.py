@@ -8,7 +8,7 @@ from typing import Any
 
 from fastckpt._inspect.report import TensorRow
 from fastckpt.cli.output import format_nbytes, printable
-from fastckpt.cli.tables import format_shape, format_table
+from fastckpt.cli.tables import fit_table, format_shape
 
 _INDENT = "  "
 # No model nests deeper; a hostile name of a thousand dots does.
@@ -37,7 +37,7 @@ def tree_lines(rows: Sequence[TensorRow], *, by_size: bool) -> list[str]:
         (_INDENT * depth + name, tensors, size, note)
         for depth, name, tensors, size, note in _walk(root, 0, by_size=by_size)
     ]
-    return format_table(cells, ("<", ">", ">", "<"))
+    return fit_table(cells, ("<", ">", ">", "<"))
 
 
 def _add(root: _Node, row: TensorRow) -> None:

@@ -12,13 +12,41 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypeVar
 
-from fastckpt._verdict import Judged
+from fastckpt.cli.width import fold, stream_width
+
+if TYPE_CHECKING:
+    from fastckpt.cli.failures import Failure
 
 SCHEMA_VERSION = 1
+# Of these kinds are the messages that --quiet leaves.
+_LOUD = ("error", "warning")
 
-_Report = TypeVar("_Report", bound=Judged)
+
+class _Verdict(Protocol):
+    @property
+    def status(self) -> str: ...
+    @property
+    def exit_code(self) -> int: ...
+
+
+_Report = TypeVar("_Report", bound=_Verdict)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command says what it has to say.
+
+    Attributes:
+        as_json: As one JSON document on stdout.
+        quiet: Only errors and warnings, on stderr.
+        columns: Whether long lines are broken where the terminal is narrow.
+    """
+
+    as_json: bool = False
+    quiet: bool = False
+    columns: bool = True
 
 
 @dataclass(frozen=True)
@@ -30,11 +58,21 @@ class Line:
     style: str = ""
 
 
-def print_lines(lines: Iterable[Line], stream: TextIO | None = None) -> None:
-    """Print to stdout, or another stream, in colour where that is a terminal that wants it."""
+def print_lines(
+    lines: Iterable[Line], stream: TextIO | None = None, *, columns: bool = True
+) -> None:
+    """Print to stdout, or another stream, in colour where that is a terminal that wants it.
+
+    Args:
+        lines: The lines.
+        stream: The other stream.
+        columns: Whether lines that are too long for the terminal are broken between words.
+    """
     stream = sys.stdout if stream is None else stream
+    width = stream_width(stream) if columns else None
     if not _wants_colour(stream):
-        stream.write("".join(printable(line.text) + "\n" for line in lines))
+        for line in lines:
+            stream.write("".join(part + "\n" for part in fold(printable(line.text), width)))
         stream.flush()
         return
     # Imported only here: pipes and scripts do not wait for it.
@@ -43,7 +81,7 @@ def print_lines(lines: Iterable[Line], stream: TextIO | None = None) -> None:
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for line in lines:
-        text = Text(printable(line.text))
+        text = Text("\n".join(fold(printable(line.text), width)))
         start = text.plain.find(line.label)
         if line.label and start >= 0:
             text.stylize(line.style, start, start + len(line.label))
@@ -62,7 +100,7 @@ def print_document(
 
     Args:
         command: The command, None where the command line did not name one.
-        status: The verdict, or "usage", "interrupted", "internal".
+        status: The verdict; for a failure, its status in `failures`, "interrupted" or "internal".
         exit_code: What the process will exit with.
         report: What the command found.
         error: "message" and "hint" where the command could not do its work.
@@ -87,7 +125,8 @@ def print_report(
     lines: Callable[[_Report], Iterable[Line]],
     document: Callable[[_Report], dict[str, Any]],
     messages: Callable[[_Report], Iterable[tuple[str, str]]],
-    as_json: bool,
+    output: Output,
+    exit_code: int | None = None,
 ) -> int:
     """Print what a command found, as text or as JSON, and its messages; return the exit code.
 
@@ -97,43 +136,47 @@ def print_report(
         lines: Makes the text.
         document: Makes the JSON values.
         messages: Makes (kind, text) of what belongs on stderr.
-        as_json: Whether to print the document instead of the text.
+        output: The form.
+        exit_code: What the process will exit with, where an option decides it; else as the report says.
     """
-    if as_json:
-        print_document(command, report.status, report.exit_code, report=document(report))
-    else:
-        print_lines(lines(report))
-    for kind, text in messages(report):
-        print_message(kind, text)
-    return report.exit_code
+    code = report.exit_code if exit_code is None else exit_code
+    if output.as_json:
+        print_document(command, str(report.status), code, report=document(report))
+    elif not output.quiet:
+        print_lines(lines(report), columns=output.columns)
+    elif code != 0 and report.status != "different":
+        # Somebody who hears nothing else hears of this; a difference is what `diff` was asked for.
+        print_message("error", next(iter(lines(report))).text)
+    print_messages(messages(report), output)
+    return code
+
+
+def print_messages(messages: Iterable[tuple[str, str]], output: Output) -> None:
+    """Print (kind, text) to stderr, as far as they are wanted."""
+    for kind, text in messages:
+        if kind in _LOUD or not output.quiet:
+            print_message(kind, text)
 
 
 def print_message(kind: str, text: str) -> None:
     """Print a message to stderr; `kind` is "error", "warning", "note" or "hint"."""
-    sys.stderr.write(f"{kind}: {printable(text)}\n")
+    parts = fold(f"{kind}: {printable(text)}", stream_width(sys.stderr))
+    sys.stderr.write("".join(part + "\n" for part in parts))
 
 
-def fail(
-    command: str | None,
-    status: str,
-    exit_code: int,
-    message: str,
-    hint: str | None,
-    *,
-    as_json: bool,
-) -> int:
+def fail(command: str | None, failure: Failure, *, as_json: bool) -> int:
     """Say why there is no result, once on stderr and once in the document; return the exit code."""
-    print_message("error", message)
-    if hint:
-        print_message("hint", hint)
+    print_message("error", failure.message)
+    if failure.hint:
+        print_message("hint", failure.hint)
     if as_json:
-        error = {"message": message, "hint": hint}
+        error = {"message": failure.message, "hint": failure.hint}
         try:
-            print_document(command, status, exit_code, error=error)
+            print_document(command, failure.status, failure.exit_code, error=error)
         except OSError:
             # stdout is what failed; stderr has the message.
-            return exit_code
-    return exit_code
+            return failure.exit_code
+    return failure.exit_code
 
 
 def version() -> str:

@@ -2,122 +2,124 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated
 
 import typer
 
-from fastckpt.cli import exit_codes
-from fastckpt.cli.options import Json, Task, Threads
-from fastckpt.cli.output import fail, print_report
+from fastckpt.cli.exit_codes import epilog
+from fastckpt.cli.options import DryRun, Json, MetricName, Mode, Quiet, Task, Threads
+from fastckpt.cli.output import Output, print_report
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.prune_output import messages, report_document, report_lines
 
-EPILOG = (
-    "Exit codes: 0 done, whether there was something to delete or not, 1 a damaged checkpoint was met, or "
-    "none of those that would stay can be verified and nothing was deleted, 2 usage, 4 no checkpoints "
-    "there, 6 something could not be read or deleted, 130 interrupted. "
-    "Any other code but 0 is a failure too."
+EPILOG = epilog(
+    {
+        0: "done, whether there was something to delete or not",
+        1: "a damaged checkpoint was met, or none of those that would stay can be verified and nothing was "
+        "deleted",
+        4: "no checkpoints there, or none has the metric",
+        6: "something could not be read or deleted",
+    }
 )
 
 
-class Mode(str, Enum):
-    """Which value of a metric is best."""
+@dataclass(frozen=True)
+class _Options:
+    """What stays, and how it is looked at: arguments of `fastckpt.prune`."""
 
-    MIN = "min"
-    MAX = "max"
+    keep: int | None
+    keep_every: int | None
+    keep_best: int | None
+    metric_name: str | None
+    mode: str | None
+    dry_run: bool
+    quick: bool
+    threads: int | None
 
 
 def prune(
     directory: Annotated[
-        str,
-        typer.Argument(help="A checkpoint directory; those below it are not looked into."),
+        str, typer.Argument(metavar="DIR", help="A checkpoint directory. Not recursive.")
     ],
-    keep: Annotated[int, typer.Option("--keep", min=1, help="How many of the newest stay.")],
+    keep: Annotated[
+        int | None,
+        typer.Option(
+            "--keep",
+            metavar="N",
+            min=1,
+            help="Keep the N newest. Required, unless --keep-best is given: then 1.",
+        ),
+    ] = None,
     keep_every: Annotated[
         int | None,
-        typer.Option("--keep-every", min=1, help="Steps that are multiples of this stay too."),
+        typer.Option(
+            "--keep-every", metavar="N", min=1, help="Also keep steps that are multiples of N."
+        ),
+    ] = None,
+    keep_best: Annotated[
+        int | None,
+        typer.Option(
+            "--keep-best",
+            metavar="N",
+            min=1,
+            help="Also keep the N best by the metric [default: 1]",
+        ),
     ] = None,
     metric: Annotated[
         str | None,
         typer.Option(
             "--metric",
             metavar="NAME",
-            help="The checkpoint with the best value of this number stays too.",
+            help="The number that says which checkpoints are the best.",
         ),
     ] = None,
     mode: Annotated[
         Mode | None,
-        typer.Option("--mode", help="Which value of the metric is best; min without it."),
+        typer.Option(
+            "--mode", help="Whether lower or higher is better [default: min]; requires --metric."
+        ),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be deleted; delete nothing.")
-    ] = False,
-    no_verify: Annotated[
+    dry_run: DryRun = False,
+    quick: Annotated[
         bool,
         typer.Option(
-            "--no-verify",
+            "--quick",
             help="Check only the structure of what stays; do not read its tensors.",
         ),
     ] = False,
     threads: Threads = None,
+    quiet: Quiet = False,
     json: Json = False,
+    metric_name: MetricName = None,
+    no_verify: Annotated[bool, typer.Option("--no-verify", hidden=True)] = False,
 ) -> Task:
     """Delete old checkpoints: all but the newest, the best, and the newest that is good.
 
-    Works on nanochat's steps and on a CheckpointManager's checkpoints. The newest checkpoint that stays is
-    read in full first; where none is good, nothing is deleted. What is torn, damaged or under way is
-    neither counted nor deleted.
+    Works on steps with nanochat's names and on a CheckpointManager's checkpoints. The newest checkpoint that
+    stays is read in full first; if none is good, nothing is deleted. Checkpoints that are torn, damaged or
+    under way are neither counted nor deleted.
     """
-    return partial(
-        _prune,
-        directory,
-        keep=keep,
-        keep_every=keep_every,
-        metric=metric,
-        mode=None if mode is None else mode.value,
-        dry_run=dry_run,
-        verify=not no_verify,
-        threads=threads,
-        as_json=json,
-    )
+    if keep is None and keep_best is None:
+        raise typer.BadParameter("Missing option '--keep': say how many of the newest stay")
+    end = None if mode is None else mode.value
+    name = metric if metric_name is None else metric_name
+    quick = quick or no_verify
+    options = _Options(keep, keep_every, keep_best, name, end, dry_run, quick, threads)
+    return partial(_prune, directory, options, Output(json, quiet))
 
 
-def _prune(
-    directory: str,
-    *,
-    keep: int,
-    keep_every: int | None,
-    metric: str | None,
-    mode: str | None,
-    dry_run: bool,
-    verify: bool,
-    threads: int | None,
-    as_json: bool,
-) -> int:
+def _prune(directory: str, options: _Options, output: Output) -> int:
     from fastckpt._prune.prune import prune as prune_directory
 
-    try:
-        with progress_bar("verifying") as progress:
-            report = prune_directory(
-                directory,
-                keep=keep,
-                keep_every=keep_every,
-                metric=metric,
-                mode=mode,
-                dry_run=dry_run,
-                verify=verify,
-                threads=threads,
-                progress=progress,
-            )
-    except ValueError as error:
-        return fail("prune", "usage", exit_codes.USAGE, str(error), None, as_json=as_json)
+    with progress_bar("verifying", output) as progress:
+        report = prune_directory(directory, **asdict(options), progress=progress)
     return print_report(
         "prune",
         report,
         lines=report_lines,
         document=report_document,
         messages=messages,
-        as_json=as_json,
+        output=output,
     )

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt._prune.report import Fate, PrunedCheckpoint, PrunedFile, PruneReport
+from fastckpt.cli.nearby import not_found_hint
 from fastckpt.cli.output import Line, format_nbytes, kept_notes, plural, printable
 
-_REASONS = {"every": "every", "newest": "newest", "best": "best", "verified": "verified"}
 _FAILED = "NOT DELETED"
-_WIDTH = len(_FAILED)
+_WIDTH = len("would delete")
 
 
 def report_lines(report: PruneReport) -> Iterator[Line]:
@@ -27,14 +27,14 @@ def report_lines(report: PruneReport) -> Iterator[Line]:
     for each in report.checkpoints:
         yield _checkpoint_line(each, width, report)
     for file in report.leftovers:
-        words = f"left over: {printable(os.path.basename(file.path))}"
-        yield Line(f"  {words}, {_done(report) if file.error is None else _FAILED}")
+        word = _done(report) if file.error is None else _FAILED
+        yield Line(f"  {word:<{_WIDTH}}  {printable(os.path.basename(file.path))} (left over)")
 
 
 def _verdict_line(report: PruneReport) -> Line:
     if report.blocked and not report.files:
         return Line(
-            "NOTHING DELETED: nothing that would stay is known to be good", "NOTHING", "red"
+            "NOTHING DELETED: no checkpoint that would stay can be verified", "NOTHING", "red"
         )
     going = [each for each in report.checkpoints if each.fate is Fate.REMOVED]
     gone = [each for each in going if all(file.error is None for file in each.files)]
@@ -51,7 +51,7 @@ def _verdict_line(report: PruneReport) -> Line:
 
 
 def _done(report: PruneReport) -> str:
-    return "would be" if report.dry_run else "deleted"
+    return "would delete" if report.dry_run else "deleted"
 
 
 def _checkpoint_line(each: PrunedCheckpoint, width: int, report: PruneReport) -> Line:
@@ -80,38 +80,50 @@ def messages(report: PruneReport) -> Iterator[tuple[str, str]]:
     yield from kept_notes(report.files, report.errors)
     for words in report.blocked:
         yield "error", printable(words)
-        yield "hint", "--no-verify deletes without reading what stays; fastckpt verify says more"
+        yield (
+            "hint",
+            f"`fastckpt verify {where}` says why; --quick deletes without reading what stays",
+        )
     if not report.found and not report.errors:
-        yield "hint", "give the directory that holds model_*.pt or checkpoint_epoch*.pt"
+        yield "hint", not_found_hint(report.directory)
     fates = [each.fate for each in report.checkpoints]
     if Fate.LEFT_ALONE in fates:
         count = plural(fates.count(Fate.LEFT_ALONE), "checkpoint")
-        yield "hint", f"{count} not whole, or under way: fastckpt gc {where} says what can be done"
+        yield (
+            "hint",
+            f"{count} incomplete or under way: `fastckpt gc {where}` says what can be done",
+        )
     if Fate.DAMAGED in fates:
-        yield "hint", f"fastckpt verify {where} lists what is damaged, fastckpt repair salvages"
+        yield "hint", f"`fastckpt verify {where}` lists what is damaged"
     if report.quick and any(file.removed for file in report.files):
-        yield "warning", "what stays was not read, only its structure was checked (--no-verify)"
+        yield "warning", "what stays was not read, only its structure was checked (--quick)"
 
 
 def report_document(report: PruneReport) -> dict[str, Any]:
-    """Return the report as JSON values. Paths that are not UTF-8 have lone surrogates."""
+    """Return the report as JSON values: what a dry run would do is not said to be done."""
+    going = [file.path for file in report.files if file.error is None]
     return {
         "directory": report.directory,
         "dry_run": report.dry_run,
         "quick": report.quick,
-        "freed_nbytes": report.freed_nbytes,
-        "checkpoints": [_checkpoint_document(each) for each in report.checkpoints],
+        "freed_nbytes": 0 if report.dry_run else report.freed_nbytes,
+        "would_free_nbytes": report.freed_nbytes if report.dry_run else 0,
+        "deleted": [] if report.dry_run else going,
+        "would_delete": going if report.dry_run else [],
+        "checkpoints": [
+            _checkpoint_document(each, dry_run=report.dry_run) for each in report.checkpoints
+        ],
         "leftovers": [_file_document(file) for file in report.leftovers],
         "blocked": list(report.blocked),
         "errors": [{"path": path, "message": words} for path, words in report.errors],
     }
 
 
-def _checkpoint_document(each: PrunedCheckpoint) -> dict[str, Any]:
+def _checkpoint_document(each: PrunedCheckpoint, *, dry_run: bool) -> dict[str, Any]:
     return {
         "step": each.step,
         "epoch": each.epoch,
-        "fate": each.fate.value,
+        "fate": "would_delete" if dry_run and each.fate is Fate.REMOVED else each.fate.value,
         "reasons": list(each.reasons),
         "nbytes": each.nbytes,
         "files": [_file_document(file) for file in each.files],

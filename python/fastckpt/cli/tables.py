@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
 from fastckpt._contents.plain_values import Value
 from fastckpt.cli.output import printable
+from fastckpt.cli.width import stream_width
 
 Align = Literal["<", ">"]
 
 _GAP = "  "
+# How far what stands below a name is indented.
+_BELOW = "    "
 # Where stdout is no terminal and COLUMNS is not set.
 _WIDTH = 120
 _TEXT_MAX = 160
@@ -21,8 +24,33 @@ _DIGITS = re.compile(r"([0-9]+)")
 
 
 def terminal_width() -> int:
-    """Return how many characters fit into a line."""
-    return shutil.get_terminal_size((_WIDTH, 0)).columns
+    """Return how many characters a line should have."""
+    return stream_width(sys.stdout) or _WIDTH
+
+
+def fit_table(
+    rows: Sequence[Sequence[str]], aligns: Sequence[Align], indent: str = "", *, name: int = 0
+) -> list[str]:
+    """Put rows into columns or, where these are too wide for the terminal, the name of each above the rest.
+
+    Args:
+        rows: The cells, the heads first.
+        aligns: How each column is aligned.
+        indent: What each line begins with.
+        name: The column with long names.
+    """
+    width = stream_width(sys.stdout)
+    if width is None or not rows or len(indent) + table_width(rows) <= width:
+        return format_table(rows, aligns, indent)
+    rest = [[*row[:name], *row[name + 1 :]] for row in rows]
+    rest_aligns = [*aligns[:name], *aligns[name + 1 :]]
+    lines = format_table(rest, rest_aligns, indent + _BELOW)
+    return [
+        line
+        for row, below in zip(rows, lines, strict=True)
+        for line in (indent + row[name], below)
+        if line.strip()
+    ]
 
 
 def format_table(

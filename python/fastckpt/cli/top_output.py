@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastckpt.cli.output import Line, plural, printable
-from fastckpt.cli.tables import Align, format_number, format_table, json_number
+from fastckpt.cli.tables import Align, fit_table, format_number, json_number
 from fastckpt.selection import RankedCheckpoint
 
 
@@ -15,7 +15,7 @@ def report_lines(
 ) -> Iterator[Line]:
     """Yield the text: how many there are, and the best of them."""
     readable = [each for each in ranked if each.problem is None]
-    best = readable[:k]
+    best = _with_metric(readable)[:k]
     without = sum(each.metric is None for each in readable)
     note = f" ({without} without it)" if without else ""
     words = "lowest" if mode == "min" else "highest"
@@ -24,12 +24,16 @@ def report_lines(
     has_epoch = any(each.epoch is not None for each in best)
     cells = [["", "value", "step", *["epoch"] * has_epoch, "checkpoint"]]
     for place, each in enumerate(best, start=1):
-        value = "-" if each.metric is None else format_number(each.metric)
+        value = format_number(each.metric) if each.metric is not None else "-"
         epoch = [_text(each.epoch)] * has_epoch
         cells.append([str(place), value, _text(each.step), *epoch, printable(str(each.path))])
     numbers: list[Align] = [">" for _ in cells[0][:-1]]
-    for text in format_table(cells, [*numbers, "<"], "  "):
+    for text in fit_table(cells, [*numbers, "<"], "  ", name=len(cells[0]) - 1):
         yield Line(text)
+
+
+def _with_metric(ranked: Sequence[RankedCheckpoint]) -> list[RankedCheckpoint]:
+    return [each for each in ranked if each.metric is not None]
 
 
 def _text(value: int | None) -> str:
@@ -39,7 +43,7 @@ def _text(value: int | None) -> str:
 def report_document(
     ranked: Sequence[RankedCheckpoint], *, metric: str, mode: str, k: int
 ) -> dict[str, Any]:
-    """Return the ranking as JSON values; `metric` is null where a checkpoint has none."""
+    """Return the ranking as JSON values; `checkpoints` counts those without the metric too."""
     readable = [each for each in ranked if each.problem is None]
     return {
         "metric": metric,
@@ -55,7 +59,7 @@ def report_document(
                 "metric": json_number(each.metric),
                 "metrics": {name: json_number(value) for name, value in each.metrics.items()},
             }
-            for place, each in enumerate(readable[:k], start=1)
+            for place, each in enumerate(_with_metric(readable)[:k], start=1)
         ],
         "left_out": [
             {"path": str(each.path), "problem": each.problem}

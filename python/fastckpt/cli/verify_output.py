@@ -16,6 +16,7 @@ from fastckpt.cli.damages import (
     damage_document,
     damage_lines,
 )
+from fastckpt.cli.failures import PATHS
 from fastckpt.cli.output import Line, format_nbytes, plural, print_lines, printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _LABELS = {
 _LABEL_WIDTH = max(len(label) for label, _ in _LABELS.values())
 # Enough to see what kind of damage it is; --json lists all.
 _DAMAGES_SHOWN = 20
+_REPAIRS_SHOWN = 5
 
 
 def report_lines(report: VerifyReport) -> Iterator[Line]:
@@ -94,7 +96,7 @@ def _step_line(step: StepReport, width: int) -> Line:
         notes.append("missing: " + ", ".join(step.missing))
     notes += step.torn
     if step.extra:
-        notes.append("not of the save that loads: " + ", ".join(step.extra))
+        notes.append("stale, ignored: " + ", ".join(step.extra))
     bad = [file for file in step.files if file.status is Status.DAMAGED]
     notes += [os.path.basename(file.path) for file in bad]
     if step.ranks and not (step.missing or step.torn):
@@ -150,13 +152,21 @@ def _advice_lines(report: VerifyReport) -> Iterator[Line]:
             yield Line(f"newest step of {quality} in {where}: {step}")
         else:
             yield Line(f"newest good step in {where}: {step}")
-    stepless = [
-        file
-        for file in report.files
-        if file.damages and file.step is None and os.path.isfile(file.path)
-    ]
-    for file in stepless:
-        yield Line(f"restore {printable(file.path)} from a copy: what it held cannot be recomputed")
+    damaged = [file for file in report.files if file.damages and os.path.isfile(file.path)]
+    for file in [file for file in damaged if file.repairable][:_REPAIRS_SHOWN]:
+        yield Line(_repair_text(file))
+    for file in damaged:
+        if file.step is None and not file.repairable:
+            yield Line(f"restore {printable(file.path)} from a copy")
+
+
+def _repair_text(file: FileReport) -> str:
+    command = f"`fastckpt repair {printable(file.path)} --to NEW`"
+    if not file.records:
+        return f"{command} recovers the records that are still there"
+    if any(damage.record is not None for damage in file.damages):
+        return f"damaged records are lost; {command} recovers the others"
+    return f"no record is damaged; {command} recovers all of them"
 
 
 def messages(report: VerifyReport) -> Iterator[tuple[str, str]]:
@@ -170,11 +180,14 @@ def messages(report: VerifyReport) -> Iterator[tuple[str, str]]:
         elif message:
             yield "warning", f"{path}: {message}"
     if any(file.status is Status.NOT_FOUND for file in report.files):
-        yield "hint", "give a .pt file, a checkpoint directory, or a directory above one"
+        yield "hint", PATHS["verify"]
     if report.leftovers:
         count = plural(len(report.leftovers), "temporary file")
         example = printable(report.leftovers[0])
-        yield "note", f"{count} of saves, running or interrupted, that no loader reads: {example}"
+        yield (
+            "note",
+            f"{count} of running or interrupted saves, never loaded (`fastckpt gc`): {example}",
+        )
 
 
 def print_sums(sums: Sequence[Sum]) -> None:
@@ -183,7 +196,7 @@ def print_sums(sums: Sequence[Sum]) -> None:
     On a terminal they are escaped, as sha256sum does not read them back: nobody signs what is there.
     """
     if sys.stdout.isatty():
-        print_lines(Line(each.line.removesuffix("\n")) for each in sums)
+        print_lines((Line(each.line.removesuffix("\n")) for each in sums), columns=False)
         return
     sys.stdout.flush()
     sys.stdout.buffer.write(b"".join(os.fsencode(each.line) for each in sums))
@@ -195,12 +208,12 @@ def sum_messages(sums: Sequence[Sum], omitted: Sequence[str]) -> Iterator[tuple[
     if sys.stdout.isatty() and any(not each.name.isprintable() for each in sums):
         yield (
             "note",
-            "names with control characters are escaped on a terminal: sign what goes to a file or a pipe",
+            "control characters in names are escaped on a terminal: sign the output to a file or a pipe",
         )
     for words in omitted:
-        yield "warning", f"no sum of it, since {printable(words)}"
+        yield "warning", f"no sum: {printable(words)}"
     if not sums:
-        yield "warning", "no sums: nothing here is a step that is whole and good"
+        yield "warning", "no sums: there is no good step here"
 
 
 def report_document(report: VerifyReport) -> dict[str, Any]:
@@ -243,6 +256,7 @@ def _file_document(file: FileReport) -> dict[str, Any]:
         "records": file.records,
         "checksums": file.checksums,
         "headers_covered": file.headers_covered,
+        "repairable": file.repairable,
         "message": file.message,
         "seconds": round(file.seconds, 6),
         "damages": [damage_document(damage) for damage in file.damages],

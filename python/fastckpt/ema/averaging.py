@@ -1,4 +1,4 @@
-"""Averages moved towards their values, in fused calls of one device and dtype each."""
+"""Move averages towards values, in fused calls for one device and dtype each."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-# Weights of another dtype or device than their averages are converted in pieces of this size: what is
-# converted is still in the processor's cache when it is averaged, and a model in bfloat16 does not get a
-# float32 copy of itself for each update.
+# Weights whose averages have another dtype or device are converted in pieces of this size. A piece is still in
+# the processor's cache when it is averaged, and an update does not make a float32 copy of a bfloat16 model.
 _CONVERTED_NBYTES = 1 << 20
 
 # What `torch.optim.swa_utils.get_ema_multi_avg_fn` returns: averages, values, and a count that it ignores.
@@ -22,9 +21,9 @@ Move = Callable[[list[Tensor], list[Tensor], None], object]
 
 
 def mover(decay: float) -> Move:
-    """Return what moves averages, torch's own but for the two ends of the range.
+    """Return what moves averages: torch's own function, except at decay 0 and 1.
 
-    There torch multiplies a difference by 0, which is NaN where the difference is infinite.
+    At these torch multiplies a difference by 0, and an infinite difference would become NaN.
     """
     if decay == 0.0:
         return lambda averages, values, _count: torch._foreach_copy_(averages, values)
@@ -35,13 +34,13 @@ def mover(decay: float) -> Move:
 
 
 def first_average(value: Tensor, device: torch.device | None, dtype: torch.dtype | None) -> Tensor:
-    """Return what the average of a weight begins as: its value, copied.
+    """Return the first average of a weight: a copy of its value.
 
     Args:
         value: The weight, or a buffer.
         device: Where the average lives; None: where the weight is.
-        dtype: Floating dtype; None: the weight's own, or float32 where that is narrower. What is not
-            floating keeps its own.
+        dtype: Floating dtype; None: the weight's own, or float32 where that is narrower. Integer and complex
+            values keep their own.
     """
     return value.detach().to(
         value.device if device is None else device, _dtype_for(value, dtype), copy=True
@@ -69,13 +68,13 @@ def move_averages(averages: Mapping[str, Tensor], values: Mapping[str, Tensor], 
 
 
 def move_buffers(averages: Mapping[str, Tensor], values: Mapping[str, Tensor], move: Move) -> None:
-    """Move the averages of floating buffers, as `move_averages` does; of all others, copy the values."""
+    """Move the averages of floating buffers as `move_averages` does, and copy the values of all others."""
     floating = {name: value for name, value in values.items() if _is_averaged(value)}
     moved = {name: averages[name] for name in floating}
     before = {name: average.clone() for name, average in moved.items()}
     move_averages(moved, floating, move)
-    # Infinities, those of an attention mask say, would become NaN: inf - inf. What has not changed is
-    # its own average.
+    # Infinities, as in an attention mask, would become NaN: inf - inf. A value that has not changed is its
+    # own average.
     for name, average in moved.items():
         same = before[name] == floating[name].to(average.device, average.dtype)
         average.copy_(torch.where(same, before[name], average))
@@ -96,7 +95,7 @@ def copy_values(to: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 def _groups(
     averages: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield lists of tensors of one device and dtype each: what a fused operation takes."""
+    """Yield lists of tensors of one device and dtype each, as a fused operation takes them."""
     groups: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
     for name, average in averages.items():
         value = values[name]

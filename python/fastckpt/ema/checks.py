@@ -27,7 +27,7 @@ def check_unchanged(
     words = "; ".join(f"{kind}: {some_names(found)}" for kind, found in changes.items() if found)
     raise RuntimeError(
         "the model's trainable parameters are not those that are averaged "
-        f"({words}): undo that, or call follow_model() to average those that it has now"
+        f"({words}): undo that, or call follow_model() to average the present ones"
     )
 
 
@@ -37,20 +37,20 @@ def check_shapes(kind: str, averages: Mapping[str, Tensor], values: Mapping[str,
         changed = averages.keys() ^ values.keys()
         raise RuntimeError(
             f"the model's {kind}s are not those that are averaged (added or removed: "
-            f"{some_names(changed)}): call follow_model() to average those that it has now"
+            f"{some_names(changed)}): call follow_model() to average the present ones"
         )
     for name, value in values.items():
         if value.shape != averages[name].shape:
             raise RuntimeError(
                 f"{kind} {name!r} has the shape {tuple(value.shape)}, and its average "
-                f"{tuple(averages[name].shape)}: follow_model() begins a new average"
+                f"{tuple(averages[name].shape)}: call follow_model() to begin a new average"
             )
 
 
 def check_same(kind: str, averages: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where a state has other names, shapes or dtypes than the averages.
+    """Raise ValueError where a state does not have the names, shapes and dtypes of the averages.
 
-    A narrower floating dtype, whose every value the average's own dtype has, is not another one.
+    A narrower floating dtype fits if the average's own dtype can hold each of its values.
     """
     missing, unknown = averages.keys() - state.keys(), state.keys() - averages.keys()
     if missing or unknown:

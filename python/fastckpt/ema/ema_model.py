@@ -29,31 +29,28 @@ from .states import EMAState, check_decay, read_state
 class EMAModel:
     """Keep an exponential moving average of a model's trainable parameters.
 
-    Each `update` moves every average by ``average += (1 - decay) * (weight - average)``; the averages begin
-    at the weights that the model has when this is made. Frozen parameters (``requires_grad=False``) are
-    not stored: their average is their value. Tied parameters are averaged once.
+    Each `update` moves every average by ``average += (1 - decay) * (weight - average)``. The averages begin
+    at the weights that the model has when the EMAModel is made. Frozen parameters (``requires_grad=False``)
+    are not stored: their average is their value. Tied parameters are averaged once.
 
-    The averages are detached copies. Weights narrower than 32 bits (bfloat16, float16, float8) are
-    averaged in float32: at a decay of 0.9999 an update is smaller than half a unit in the last place of
-    a bfloat16, and would be rounded away.
+    The averages are detached copies. Weights narrower than 32 bits (bfloat16, float16, float8) are averaged
+    in float32: a bfloat16 average would round every update away at a decay of 0.9999.
 
     Args:
-        model: The model that trains. torch.compile and DistributedDataParallel may be around it, now or
-            later, or in one process and not in another: averages and weights are matched by the names of the
-            bare model.
-        decay: Share of the old average that an update keeps, 0 to 1. At 0 the averages are the weights,
-            at 1 they stay as they are, whatever the weights are, infinite ones included. In between,
-            the average of a weight that was infinite or NaN once is never finite again.
-        device: Where the averages live; None: with their parameters, also when these move. Another
-            device than the model's (the CPU, say) spares its memory and costs a copy for each update.
-        use_buffers: False: a model to which the averages are applied has its own buffers, as
-            ``swa_utils.AveragedModel`` keeps a copy of them. True: floating buffers that the state dict
-            holds are averaged as parameters are, and integer ones are those of the last update.
-        warmup: Use ``min(decay, (1 + t) / (10 + t))`` for update number t, counted from 0, so that the
-            first weights do not weigh for thousands of steps. The formula is that of TensorFlow's
-            ``tf.train.ExponentialMovingAverage(num_updates=t)``.
-        dtype: Floating dtype of all averages but those of complex weights; None: each weight's own, or
-            float32 where that is narrower.
+        model: The model that trains. It may be inside torch.compile or DistributedDataParallel in one process
+            and bare in another: averages and weights are matched by the names of the bare model.
+        decay: Share of the old average that an update keeps, 0 to 1. At 0 the averages are the weights. At 1
+            they never change, not even where a weight is infinite. In between, the average of a weight that
+            was once infinite or NaN is never finite again.
+        device: Where the averages live; None: with their parameters, also when these move. ``"cpu"`` saves
+            memory of the model's device, and costs a copy for each update.
+        use_buffers: Whether to average the floating buffers of the state dict too, and to keep the integer
+            ones of the last update. False: buffers stay the model's own.
+        warmup: Use ``min(decay, (1 + t) / (10 + t))`` for update number t, counted from 0, so that the first
+            weights are soon forgotten. TensorFlow's ``tf.train.ExponentialMovingAverage(num_updates=t)`` has
+            this formula.
+        dtype: Floating dtype of the averages; None: each weight's own, or float32 where that is narrower.
+            Averages of complex weights keep theirs.
 
     Attributes:
         model: The model that trains, as it was given.
@@ -148,14 +145,14 @@ class EMAModel:
 
     @torch.no_grad()
     def update(self, model: nn.Module | None = None) -> None:
-        """Move the averages towards the weights; call it after each step of the optimizer.
+        """Move the averages towards the weights. Call it after each step of the optimizer.
 
         Args:
             model: A model with the same parameters; None: `self.model`.
 
         Raises:
-            RuntimeError: The averages are in the model (`restore` first), or its parameters are no
-                longer those that are averaged; the message names them.
+            RuntimeError: The averages are in the model: call `restore` first. Or the trainable parameters
+                have changed; the message names them.
         """
         self._refuse_applied("update")
         parameters, buffers = self._tensors_of(model)
@@ -171,16 +168,16 @@ class EMAModel:
     def apply(self, model: nn.Module | None = None) -> None:
         """Put the averages into the model, and keep what was there for `restore`.
 
-        The parameters stay the objects that they are; their values are exchanged in place. What is kept
-        takes the memory of the model's trainable parameters and of all its buffers, on its device:
-        buffers are kept too, so that what an evaluation or ``update_bn`` does to them is undone.
+        The parameters stay the same objects; their values are replaced in place. The copies take the memory
+        of the trainable parameters and of all buffers once more, on the model's device. Buffers are copied
+        so that `restore` undoes what an evaluation or ``update_bn`` does to them.
 
         Args:
             model: A model with the same parameters; None: `self.model`.
 
         Raises:
-            RuntimeError: The averages are applied already: to keep what is in the model now would lose the
-                weights. Or the parameters are not those that are averaged.
+            RuntimeError: The averages are applied already: another `apply` would lose the weights. Or the
+                trainable parameters have changed.
         """
         if self.is_applied:
             raise RuntimeError(
@@ -200,7 +197,7 @@ class EMAModel:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put back, bit for bit, what `apply` has replaced; without an `apply` before, do nothing."""
+        """Put back, bit for bit, what `apply` has replaced. Do nothing if the averages are not applied."""
         saved = self._saved_buffers
         if self.backup:
             put_back_parameters(unwrap(self.model) if saved is None else saved.model, self.backup)
@@ -210,9 +207,9 @@ class EMAModel:
 
     @contextmanager
     def applied(self, model: nn.Module | None = None) -> Iterator[nn.Module]:
-        """Have the averages in the model within a ``with`` block; an exception restores it too.
+        """Put the averages into the model for a ``with`` block; an exception restores the model too.
 
-        Yields the bare model. For arguments and errors see `apply`.
+        Yields the bare model. Arguments and errors are those of `apply`.
         """
         self.apply(model)
         try:
@@ -221,11 +218,11 @@ class EMAModel:
             self.restore()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to hold: plain values and tensors, fit for weights_only=True.
+        """Return the state for a checkpoint: plain values and tensors, which weights_only=True accepts.
 
         The keys are shadow (the averages by name), decay, warmup, use_buffers, num_updates and buffers. The
-        tensors are the averages themselves, not copies, until the next update, which puts new tensors in their
-        place: a state that is kept stays as it is.
+        tensors are not copies. The next update puts new tensors in their place, so a state that you keep does
+        not change.
         """
         self._is_shared = True
         return {
@@ -243,20 +240,20 @@ class EMAModel:
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take over a state, its decay included; every value is copied, bit for bit.
+        """Load a state, its decay included. Every value is copied, bit for bit.
 
-        Either all of it is taken over or, where an error is raised, nothing.
+        If an error is raised, nothing has changed.
 
         Args:
-            state_dict: What `state_dict` returned, in this version or an earlier one; or a dict with `shadow`
-                and at most `decay`: then the decay is constant from here on (``warmup=False``), and without
-                `decay` the present one stays. Names may be those in torch.compile or
-                DistributedDataParallel, averages may be in a narrower floating dtype than here.
+            state_dict: What `state_dict` returned, in this version or an earlier one. A dict with only
+                `shadow`, or `shadow` and `decay`, is a state too: it sets ``warmup=False``, and a missing
+                `decay` leaves the present one. Names may have the prefixes of torch.compile and
+                DistributedDataParallel. Averages may have a narrower floating dtype than here.
 
         Raises:
             RuntimeError: The averages are in the model.
-            ValueError: It is not such a state, or has other parameters, shapes or dtypes; the message names
-                them.
+            ValueError: This is not the state of an EMAModel, or names, shapes or dtypes differ; the message
+                says which.
         """
         state = self._read(state_dict)
         # An earlier state may share the tensors.
@@ -269,7 +266,7 @@ class EMAModel:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Begin the averages anew, at the weights that the model has now, as a new EMAModel would.
+        """Begin the averages anew at the model's present weights, as a new EMAModel would.
 
         Raises:
             RuntimeError: The averages are in the model.
@@ -285,10 +282,10 @@ class EMAModel:
 
     @torch.no_grad()
     def follow_model(self, model: nn.Module | None = None) -> None:
-        """Take up the model's trainable parameters as they are now, after some were added or frozen.
+        """Average the parameters that are trainable now, after some were added, removed or frozen.
 
-        The averages of new ones begin at their value; those of parameters that are frozen or gone are
-        dropped. The others are kept.
+        The average of a new parameter begins at its value. The averages of frozen and removed parameters are
+        dropped. All others stay.
         """
         self._refuse_applied("follow_model")
         given = self.model if model is None else model
@@ -304,7 +301,7 @@ class EMAModel:
         }
 
     def __repr__(self) -> str:
-        """Say what is averaged."""
+        """Return the number of parameters, the decay and the number of updates."""
         return (
             f"EMAModel({len(self._shadow)} parameters, decay={self._decay}, "
             f"num_updates={self.num_updates})"
@@ -351,7 +348,7 @@ class EMAModel:
         return first_average(value, self.device, self._dtype)
 
     def _tensors_of(self, model: nn.Module | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the model's parameters and buffers of which there are averages, checked."""
+        """Return the model's averaged parameters and buffers; raise where they do not match the averages."""
         target = unwrap(self.model if model is None else model)
         parameters = trainable_parameters(target)
         buffers = persistent_buffers(target) if self.use_buffers else {}

@@ -1,4 +1,4 @@
-"""What a model held before the averages were put into it."""
+"""The values of a model from before the averages were put into it."""
 
 # mypy: untyped-calls-exclude=torch
 

@@ -1,4 +1,4 @@
-"""Export what a checkpoint has learned: weights alone, for other programs or as a program."""
+"""Export a model: weights-only .pt, safetensors, or a program of torch.export, ONNX or TorchScript."""
 
 from .exporter import ModelExporter
 from .report import ExportReport

@@ -1,7 +1,7 @@
-"""Give tensors storages that hold nothing else, and keep what they share.
+"""Copy tensors out of large storages, and keep the memory that they share.
 
-A tensor that is a slice of a large storage is saved with all of it. Tensors whose bytes overlap stay
-views of one storage, cut to what they cover; slices of one storage that do not overlap part.
+torch.save writes a slice of a large storage with the entire storage. Here slices that do not overlap get
+storages of their own. Slices that overlap stay views of one storage, which is cut to what they cover.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -18,17 +18,17 @@ from torch import Tensor
 
 from fastckpt._contents.views import distinct_elements
 
-#: How much larger than what it is made of a dense copy may be.
+#: The most bytes by which a dense copy may be larger than the storage it comes from.
 INFLATION_NBYTES_MAX = 64 << 20
-# How often each element of a storage is looked at, on the average, to find tensors that do not overlap.
+# The average number of looks at each element of a storage, to find tensors that do not overlap.
 _LOOKS_MAX = 16
 
 
 def compact(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same names, where necessary with tensors that are copied out of their storages.
+    """Return the same names, with tensors that are copied out of their storages where necessary.
 
-    Values, shapes and dtypes stay; so do the strides, but for a tensor that leaves holes in what it
-    covers and shares it with nobody. What is no ordinary tensor is passed through.
+    Values, shapes and dtypes stay. Strides stay too, except for a tensor that shares its memory with no other
+    one and has gaps in it. Anything but an ordinary tensor is passed through.
     """
     by_storage: dict[int, list[str]] = defaultdict(list)
     result = dict(tensors)
@@ -50,7 +50,7 @@ def compact(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_ordinary(value: Any) -> bool:
-    """Whether this is a tensor with elements in a storage: not sparse, quantized or without data."""
+    """Whether this is a dense tensor with data: not sparse, quantized, nested or on the meta device."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -61,9 +61,9 @@ def is_ordinary(value: Any) -> bool:
 
 
 def same_view(tensor: Tensor) -> str:
-    """Return what two tensors have in common if they are the same view of the same memory.
+    """Return a text that two tensors have in common if they are the same view of the same memory.
 
-    A text, since the hash of numbers from a file may be that of any others.
+    It is a text because a hostile file could choose numbers whose hashes collide.
     """
     if not is_ordinary(tensor) or tensor.numel() == 0:
         return f"object {id(tensor)}"
@@ -72,16 +72,16 @@ def same_view(tensor: Tensor) -> str:
 
 
 def changed(tensor: Tensor, change: Callable[[Tensor], Tensor], name: str) -> Tensor:
-    """Change each element of a tensor once: what is expanded in it stays expanded.
+    """Change each element of a tensor once: expanded dimensions stay expanded.
 
     Raises:
-        ValueError: It overlaps itself in memory otherwise, so that a copy would be far larger.
+        ValueError: The tensor overlaps itself in another way, and a copy would be far larger.
     """
     once = tensor[tuple(slice(None) if step else slice(1) for step in tensor.stride())]
     if is_inflated(once):
         raise ValueError(
-            f"{name!r} has {once.nbytes} bytes as a dense tensor, and is made of "
-            f"{tensor.untyped_storage().nbytes()}: it is not copied; save a clone() of it"
+            f"{name!r} overlaps itself in memory: {tensor.untyped_storage().nbytes()} bytes would become "
+            f"{once.nbytes} in a dense copy; save a clone() of it instead"
         )
     result = change(once)
     return result if once.shape == tensor.shape else result.expand(tensor.shape)
@@ -93,7 +93,7 @@ def is_inflated(tensor: Tensor) -> bool:
 
 
 def _extent(tensor: Tensor) -> tuple[int, int]:
-    """Return the bytes of its storage between which a tensor lies."""
+    """Return the first and the last byte offset of a tensor in its storage."""
     first = int(tensor.storage_offset()) * tensor.itemsize
     if tensor.numel() == 0:
         return first, first
@@ -107,7 +107,7 @@ def _range(tensors: list[Tensor]) -> tuple[int, int]:
 
 
 def _overlapping(tensors: dict[str, Tensor], storage_nbytes: int) -> list[dict[str, Tensor]]:
-    """Divide tensors of one storage into groups that have no element in common."""
+    """Divide tensors of one storage into groups that share no element."""
     groups: list[dict[str, Tensor]] = []
     end = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: _extent(item[1])):
@@ -118,7 +118,7 @@ def _overlapping(tensors: dict[str, Tensor], storage_nbytes: int) -> list[dict[s
         end = max(end, last)
     looks = [sum(math.prod(_once(tensor)[0]) for tensor in group.values()) for group in groups]
     if sum(looks) > _LOOKS_MAX * storage_nbytes:
-        # So many views of the same memory are not worth the look.
+        # Too many views of the same memory to look at each element.
         return groups
     return [part for group in groups for part in _interleaved(group)]
 
@@ -128,14 +128,14 @@ def _once(tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Divide tensors whose extents overlap: two columns of a matrix have no element in common."""
+    """Divide tensors whose extents overlap: two columns of a matrix share no element."""
     if len({same_view(tensor) for tensor in group.values()}) == 1:
         return [group]
     first, last = _range(list(group.values()))
     itemsize = next(iter(group.values())).itemsize
-    # Which tensor an element was seen in last.
+    # The last tensor in which each element was seen.
     seen_in = torch.full(((last - first) // itemsize,), -1, dtype=torch.int32)
-    # For each tensor, one before it that it has to stay with; itself where there is none.
+    # For each tensor an earlier one that it has to stay with, or itself.
     leads: list[int] = []
     for i, tensor in enumerate(group.values()):
         shape, stride = _once(tensor)
@@ -155,7 +155,7 @@ def _interleaved(group: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def _lead_of(leads: list[int], i: int) -> int:
-    """Find the first of those that a tensor stays with; what was passed on the way points on."""
+    """Find the first tensor of a group by following its members, and shorten the way for the next time."""
     while leads[i] != i:
         leads[i] = leads[leads[i]]
         i = leads[i]

@@ -1,4 +1,4 @@
-"""The class that has every export."""
+"""`ModelExporter`, with one method for each format."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -23,10 +23,10 @@ _Progress = Callable[[int, int], None]
 
 
 class ModelExporter:
-    """Export a model: its weights from a checkpoint, or the model itself as a program.
+    """Export the weights in a checkpoint, or a model as a program.
 
-    Every file is written out of sight and becomes visible when it is whole and durable; an error or a kill
-    leaves what was there before. What is read of a checkpoint is checked against its checksums.
+    Files become visible when they are complete and durable. An error or a kill leaves the previous files as
+    they were. Every byte that is read from a checkpoint is checked against its checksum.
     """
 
     @staticmethod
@@ -39,43 +39,43 @@ class ModelExporter:
         threads: int | None = None,
         progress: _Progress | None = None,
     ) -> ExportReport:
-        """Write the weights of a checkpoint alone to a .pt file.
+        """Write only the weights of a checkpoint to a .pt file.
 
-        The file holds a dict with the state dict under ``"model_state_dict"`` and, where there is one, the
-        configuration under ``"model_config"``; plain torch.load reads it. Tensors are on the CPU and
-        have the names of the bare model, without what torch.compile and DistributedDataParallel put
-        in front. A tensor that is a slice of a large storage is copied out of it; shared tensors stay
-        shared. The optimizer's state is not even read.
+        The file is a dict: the state dict under ``"model_state_dict"``, and the model's configuration under
+        the key that the checkpoint has for it. Plain torch.load reads it. Tensors are on the CPU. Their names
+        are those of the bare model, without the prefixes of torch.compile and DistributedDataParallel. A
+        slice of a large storage is copied out of it; shared tensors stay shared. The optimizer's state is not
+        read. Sizes, reduction and the configuration's key are logged at INFO level.
 
         Args:
-            checkpoint_path: A .pt file with a state dict: itself, or under the first of the keys
-                model_state_dict, model_state, state_dict, model that holds one.
+            checkpoint_path: A .pt file that is a state dict, or has one under ``model_state_dict``,
+                ``model_state``, ``state_dict`` or ``model``.
             output_path: The new file. It may be `checkpoint_path`.
-            include_config: Whether to write what the checkpoint has under ``"model_config"``.
-            use_ema: Write the averages under ``"ema_state_dict"`` (of an `EMAModel`, of
-                ``swa_utils.AveragedModel``, or a plain dict of tensors) in the place of the weights,
-                in the weights' dtypes.
-            threads: Number of threads; None chooses.
-            progress: Called with bytes done and bytes in all, for reading and then for writing.
+            include_config: Whether to write the configuration: what the checkpoint has under
+                ``model_config``, ``gpt_cfg``, ``config``, ``model_args``, ``args``, ``hyper_parameters``,
+                ``hparams`` or ``cfg``. In a checkpoint of a `CheckpointManager` that is ``model_config``
+                only.
+            use_ema: Write the averages under ``"ema_state_dict"`` instead of the weights, in the weights'
+                dtypes. They may be those of an `EMAModel` or ``swa_utils.AveragedModel``, or a dict of
+                tensors.
+            threads: Number of threads; None: automatic.
+            progress: Called with bytes done and total bytes, for reading and then for writing.
 
         Returns:
-            The report; `.source_nbytes` and `.nbytes` are the sizes before and after, in bytes.
+            The report. `.source_nbytes` and `.nbytes` are the sizes before and after, `.config_keys` says
+            which configuration was written.
 
         Raises:
             OSError: A file could not be read or written.
-            FormatError: No such state dict, or no averages that fit it.
+            FormatError: The file is damaged, or has no state dict of a model, or no averages that fit it.
             ChecksumError: The checkpoint has changed since it was written.
-            UnsafePickleError: It asks for something that ``weights_only=True`` does not allow.
+            UnsafePickleError: The file has an object that ``weights_only=True`` does not allow.
 
         Example:
             >>> import torch, fastckpt
-            >>> fastckpt.save(
-            ...     {"model": {"w": torch.ones(2)}, "optimizer": torch.ones(99)}, "/tmp/c.pt"
-            ... )
-            >>> report = fastckpt.ModelExporter.export_inference_checkpoint(
-            ...     "/tmp/c.pt", "/tmp/i.pt"
-            ... )
-            >>> torch.load("/tmp/i.pt")
+            >>> fastckpt.save({"model": {"w": torch.ones(2)}, "optimizer": torch.ones(99)}, "c.pt")
+            >>> report = fastckpt.ModelExporter.export_inference_checkpoint("c.pt", "i.pt")
+            >>> torch.load("i.pt")
             {'model_state_dict': {'w': tensor([1., 1.])}}
         """
         weights = read_weights(
@@ -112,29 +112,29 @@ class ModelExporter:
     ) -> ExportReport:
         """Write the weights of a checkpoint as safetensors files, as the Hugging Face Hub expects them.
 
-        Where they fit into one shard there is one file; else ``...-00001-of-00002.safetensors`` and so on
-        and, last, ``....safetensors.index.json``. Of names that share memory one is stored; the metadata
-        map the others to it. The configuration goes into the metadata as JSON, under
+        Weights that fit into one shard are one file. Others are ``...-00001-of-00002.safetensors`` and so on,
+        with ``....safetensors.index.json``. If several names share memory, one is stored, and the metadata
+        map the others to it. The configuration goes into the metadata as JSON, e.g. under
         ``"fastckpt.model_config"``.
 
         Args:
             checkpoint_path: As for `export_inference_checkpoint`.
-            output: A file with the suffix .safetensors, or a directory, which is made if it is missing and
-                gets ``model.safetensors``. A file is replaced; several files replace nothing.
-            max_shard_nbytes: Largest size of the tensors of a shard, in bytes; a tensor that is larger has
-                a shard of its own.
+            output: A file with the suffix .safetensors, which may exist if a single file is written; or a
+                directory for ``model.safetensors``, which is made if necessary.
+            max_shard_nbytes: Maximum size of the tensors of a shard, in bytes. A larger tensor gets its own
+                shard.
             include_config: As for `export_inference_checkpoint`.
             use_ema: As for `export_inference_checkpoint`.
-            threads: Number of threads that read; None chooses.
-            progress: Called with bytes done and bytes in all, for reading.
+            threads: Number of threads that read; None: automatic.
+            progress: Called with bytes done and total bytes, for reading.
 
         Raises:
-            FileExistsError: The new files would be mixed with older ones that belong together.
+            FileExistsError: The new files would be mixed with older ones.
             ImportError: safetensors is not installed.
-            ValueError: The state dict has what the format cannot hold; the message names it.
+            ValueError: The format cannot hold a part of the state dict; the message names it.
 
-        And what `export_inference_checkpoint` raises. The library writes through the page cache; each file
-        is fsynced before it becomes visible.
+        It also raises what `export_inference_checkpoint` raises. The safetensors library writes through the
+        page cache; each file is fsynced before it becomes visible.
         """
         if max_shard_nbytes < 1:
             raise ValueError(f"max_shard_nbytes must be at least 1, not {max_shard_nbytes}")
@@ -154,21 +154,21 @@ class ModelExporter:
     def import_safetensors(
         path: _Path, output: _Path, *, progress: _Progress | None = None
     ) -> ExportReport:
-        """Write the .pt file of a safetensors file, or of all shards of an index.
+        """Convert a safetensors file, or all shards of an index, to a .pt file.
 
-        It holds what `export_inference_checkpoint` writes. Names that the metadata map to another one
-        share its memory again. Shards are compared with the index; safetensors files have no checksums,
-        so damage to tensors cannot be found.
+        The file is like one of `export_inference_checkpoint`. Names that the metadata map to another one
+        share its memory again. Shards are compared with their index. Damage to tensors cannot be detected,
+        since safetensors files have no checksums.
 
         Args:
             path: A .safetensors file, a .safetensors.index.json, or a directory with a
                 ``model.safetensors`` or its index.
             output: The new .pt file.
-            progress: Called with bytes done and bytes in all, for writing.
+            progress: Called with bytes done and total bytes, for writing.
 
         Raises:
-            IncompleteCheckpointError: A shard is missing (it is a FileNotFoundError too).
-            FormatError: A file is damaged, or the index and its shards are not of one export.
+            IncompleteCheckpointError: A shard is missing; also a FileNotFoundError.
+            FormatError: A file is damaged, or index and shards belong to different exports.
             ValueError: `path` is one shard of several.
             ImportError: safetensors is not installed.
             OSError: A file could not be read or written.
@@ -188,27 +188,27 @@ class ModelExporter:
     ) -> ExportReport:
         """Export a model with torch.export, and check that the program computes the same.
 
-        The model is exported in eval mode; its training flags are put back. The file, a ``.pt2`` of
-        ``torch.export.save``, is loaded again and run on the example inputs before it becomes visible.
+        The model is exported in eval mode; its training flags are restored. The file, a ``.pt2`` of
+        ``torch.export.save``, is loaded and run on the example inputs before it becomes visible.
 
         Args:
-            model: The model; torch.compile and DistributedDataParallel around it are taken off.
-            example_inputs: A tuple of positional arguments, or the only one.
+            model: The model. It is taken out of torch.compile and DistributedDataParallel.
+            example_inputs: A tuple of positional arguments, or a single argument.
             output: The new file.
             example_kwargs: Keyword arguments.
-            dynamic_shapes: As for ``torch.export.export``: which dimensions may vary.
+            dynamic_shapes: The dimensions that may vary, as for ``torch.export.export``.
             rtol: Relative tolerance of the comparison; None: that of ``torch.testing.assert_close`` for the
                 output's dtype, 1.3e-6 for float32.
-            atol: Absolute tolerance; None likewise: 1e-5 for float32. Give both or neither.
+            atol: Absolute tolerance; None: likewise, 1e-5 for float32. Give both or neither.
 
         Returns:
             The report, with `.max_difference`.
 
         Raises:
-            RuntimeError: The program computes something else; nothing is written.
-            OSError: It could not be written.
+            RuntimeError: The program's outputs differ; nothing is written.
+            OSError: The file could not be written.
 
-        And whatever torch.export raises for a model that it cannot export.
+        It also raises what torch.export raises for a model that it cannot export.
         """
         job = programs.Job(model, example_inputs, example_kwargs, rtol, atol)
         return job.run(programs.TorchExport(dynamic_shapes), output)
@@ -226,9 +226,9 @@ class ModelExporter:
     ) -> ExportReport:
         """Export a model to ONNX by way of torch.export, and check that it computes the same.
 
-        As `export_program`; the result passes ``onnx.checker`` and is run by onnxruntime or, where that is
-        not installed, by onnx's reference evaluator. Weights beyond 2 GB go to a second file,
-        ``<output>.data``; then neither may exist.
+        Like `export_program`. The result passes ``onnx.checker``. onnxruntime runs it, or onnx's reference
+        evaluator if onnxruntime is not installed. Weights beyond 2 GB go to a second file,
+        ``<output>.data``; then neither file may exist.
 
         Args:
             model: As for `export_program`.
@@ -236,7 +236,7 @@ class ModelExporter:
             output: The new .onnx file.
             example_kwargs: As for `export_program`.
             dynamic_shapes: As for `export_program`.
-            rtol: Relative tolerance: other kernels add in another order.
+            rtol: Relative tolerance, larger than for `export_program`: other kernels add in another order.
             atol: Absolute tolerance.
 
         Raises:
@@ -258,19 +258,19 @@ class ModelExporter:
     ) -> ExportReport:
         """Trace a model with torch.jit.trace, and check that the trace computes the same.
 
-        As `export_program`. torch has deprecated TorchScript and says so in a warning: it is for programs
-        that load nothing else.
+        Like `export_program`. torch has deprecated TorchScript and warns about it: use it for programs that
+        load nothing else.
 
         Args:
             model: As for `export_program`.
             example_inputs: As for `export_program`.
             output: The new file.
-            example_kwargs: As for `export_program`; not together with positional arguments.
+            example_kwargs: As for `export_program`, but not together with positional arguments.
             rtol: As for `export_program`.
             atol: As for `export_program`.
 
         Raises:
-            NotImplementedError: This torch has no TorchScript any more.
+            NotImplementedError: This version of torch has no TorchScript.
             RuntimeError, OSError: As for `export_program`.
         """
         job = programs.Job(model, example_inputs, example_kwargs, rtol, atol)

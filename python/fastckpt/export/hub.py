@@ -1,9 +1,9 @@
-"""Safetensors files as the Hugging Face Hub expects them, back and forth.
+"""Safetensors files as the Hugging Face Hub expects them: written and read.
 
 One file ``model.safetensors``, or shards ``model-00001-of-00002.safetensors`` and so on with the index
 ``model.safetensors.index.json`` (metadata with total_size; weight_map from name to file). The format has no
-shared tensors: of names that share memory the first in the alphabet is kept, and the metadata map each of
-the others to it, as ``safetensors.torch.save_model`` does. Metadata of shards are in the index.
+shared tensors. If several names share memory, the alphabetically first is stored, and the metadata map the
+others to it, as ``safetensors.torch.save_model`` does. Metadata of shards are in the index.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -37,7 +37,7 @@ from .weights import Weights
 _Path = str | os.PathLike[str]
 _Progress = Callable[[int, int], None]
 
-#: What the Hub's own writers take for the largest size of a shard.
+#: The maximum size of a shard that the Hub's own writers use.
 MAX_SHARD_NBYTES = 5_000_000_000
 SUFFIX = ".safetensors"
 INDEX_SUFFIX = ".safetensors.index.json"
@@ -47,7 +47,7 @@ _SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 _FORMAT = {"format": "pt"}
 # The format has no place for a configuration, and other programs leave unknown metadata alone.
 _CONFIG_PREFIX = "fastckpt."
-# What overlaps is stored in full: how often each byte may be stored, on the average.
+# Overlapping tensors are stored in full: the average number of times that each byte may be stored.
 _OVERLAPS_MAX = 4
 _OS_ERROR = re.compile(r"I/O error: (.*?) \(os error (\d+)\)")
 
@@ -98,13 +98,14 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
     for name, value in weights.state.items():
         if not is_ordinary(value):
             raise ValueError(
-                f"{name!r} in {weights.source} cannot be in a safetensors file, which holds dense "
-                f"tensors only: {_kind(value)}; a .pt file holds it"
+                f"{name!r} in {weights.source} is {_kind(value)}, and a safetensors file holds dense tensors "
+                "only: export to a .pt file"
             )
         if is_inflated(value):
             raise ValueError(
-                f"{name!r} in {weights.source} has {value.nbytes} bytes as a dense tensor, and is made "
-                f"of {value.untyped_storage().nbytes()}: a .pt file holds it as it is"
+                f"{name!r} in {weights.source} overlaps itself in memory: "
+                f"{value.untyped_storage().nbytes()} bytes would become {value.nbytes} in a safetensors "
+                "file; export to a .pt file"
             )
     first: dict[str, str] = {}
     for name in sorted(weights.state):
@@ -120,15 +121,15 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
     }
     notes = []
     if aliases:
-        notes.append(f"stored once under another name: {some_names(aliases)}")
+        notes.append(f"stored once, under another name: {some_names(aliases)}")
     storages = {name: weights.state[name].untyped_storage()._cdata for name in tensors}
     shared = Counter(storages.values())
     overlapping = [name for name, key in storages.items() if shared[key] > 1]
     if overlapping:
         notes.append(
-            f"overlap in memory, and are stored as separate tensors: {some_names(overlapping)}"
+            f"overlapping in memory, stored as separate tensors: {some_names(overlapping)}"
         )
-    # What overlaps without being equal gets memory of its own, which safetensors insists on.
+    # safetensors insists on separate memory for tensors that overlap without being equal.
     seen: set[int] = set()
     for name, tensor in tensors.items():
         key = tensor.untyped_storage()._cdata
@@ -139,7 +140,7 @@ def _separate(weights: Weights) -> tuple[dict[str, Tensor], dict[str, str], list
 
 
 def _refuse_inflation(weights: Weights, aliases: Mapping[str, str]) -> None:
-    """Refuse tensors that are all together far larger than what they are made of."""
+    """Refuse tensors that all together are far larger than their storages."""
     made_of: dict[int, int] = {}
     nbytes = 0
     for name, value in weights.state.items():
@@ -150,8 +151,8 @@ def _refuse_inflation(weights: Weights, aliases: Mapping[str, str]) -> None:
     most = _OVERLAPS_MAX * sum(made_of.values()) + INFLATION_NBYTES_MAX
     if nbytes > most:
         raise ValueError(
-            f"the tensors in {weights.source} overlap in memory: as dense ones they have {nbytes} bytes, "
-            f"and are made of {sum(made_of.values())}; a .pt file holds them as they are"
+            f"the tensors in {weights.source} overlap in memory: {sum(made_of.values())} bytes would become "
+            f"{nbytes} in a safetensors file; export to a .pt file"
         )
 
 
@@ -162,7 +163,7 @@ def _kind(value: Any) -> str:
 
 
 def _add_config(metadata: dict[str, str], key: str, config: Any, notes: list[str]) -> bool:
-    """Add a configuration, where JSON gives back what it is given."""
+    """Add a configuration to the metadata if JSON returns it unchanged."""
     try:
         text = json.dumps(config, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -175,7 +176,7 @@ def _add_config(metadata: dict[str, str], key: str, config: Any, notes: list[str
 
 
 def _split(tensors: Mapping[str, Tensor], max_nbytes: int) -> list[dict[str, Tensor]]:
-    """Divide tensors into shards, in their order; one that is larger has a shard of its own."""
+    """Divide tensors into shards, in their order; a tensor that is too large gets its own shard."""
     shards: list[dict[str, Tensor]] = [{}]
     nbytes = 0
     for name, tensor in tensors.items():
@@ -188,7 +189,7 @@ def _split(tensors: Mapping[str, Tensor], max_nbytes: int) -> list[dict[str, Ten
 
 
 def _target(output: str) -> tuple[str, str]:
-    """Return the directory to write to, made if it is missing, and what the files' names begin with."""
+    """Return the output directory, made if necessary, and the stem of the file names."""
     if output.endswith(SUFFIX) and not os.path.isdir(output):
         return os.path.dirname(output), os.path.basename(output).removesuffix(SUFFIX)
     _native.Commit().create_directory(output)
@@ -215,13 +216,13 @@ def _write_shard(
         if not unknown:
             raise
         raise ValueError(
-            f"safetensors has no dtype {error.args[0]}: {some_names(unknown)}; a .pt file holds it"
+            f"safetensors has no dtype {error.args[0]}: {some_names(unknown)}; export to a .pt file"
         ) from error
 
 
 @contextmanager
 def _os_errors(path: str) -> Iterator[None]:
-    """Raise what the system refuses as OSError, and the library's other errors as FormatError."""
+    """Raise errors of the system as OSError, and the library's other errors as FormatError."""
     safetensors = require("safetensors", "a .safetensors file")
     try:
         yield
@@ -229,16 +230,16 @@ def _os_errors(path: str) -> Iterator[None]:
         found = _OS_ERROR.search(str(error))
         if found is not None:
             raise OSError(int(found[2]), found[1], path) from error
-        raise FormatError(f"{path} is no good safetensors file: {error}", path=path) from error
+        raise FormatError(f"{path} is not a valid safetensors file: {error}", path=path) from error
 
 
-# Back again.
+# Reading.
 
 
 def import_safetensors(
     source: _Path, output: _Path, *, progress: _Progress | None = None
 ) -> ExportReport:
-    """Write a .pt file of safetensors files; see `ModelExporter.import_safetensors`."""
+    """Convert safetensors files to a .pt file; see `ModelExporter.import_safetensors`."""
     path = _resolve(os.fspath(source))
     notes: list[str] = []
     if path.endswith(".json"):
@@ -246,7 +247,7 @@ def import_safetensors(
     else:
         if _SHARD.search(path):
             raise ValueError(
-                f"{path} is one shard of several: give the index beside it (*{INDEX_SUFFIX})"
+                f"{path} is one shard of several: pass the index in its directory (*{INDEX_SUFFIX})"
             )
         state, metadata = _read_file(path)
         files = [path]
@@ -257,7 +258,7 @@ def import_safetensors(
     ]
     state.update({name: state[metadata[name]] for name in names})
     if names:
-        notes.append(f"share their memory with another name: {some_names(names)}")
+        notes.append(f"sharing memory with another name: {some_names(names)}")
     configs = {
         key: _parse(metadata[_CONFIG_PREFIX + key], path)
         for key in CONFIG_KEYS
@@ -277,8 +278,8 @@ def import_safetensors(
 
 
 def files_of_directory(path: str) -> list[str]:
-    """Return what a loader opens first in a directory, if one of them is there."""
-    # The order in which the Hub's loaders look.
+    """Return the files that a loader looks for in a directory, in this order."""
+    # The order of the Hub's loaders.
     return [os.path.join(path, _STEM + suffix) for suffix in (SUFFIX, INDEX_SUFFIX)]
 
 
@@ -297,7 +298,7 @@ def _read_file(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     safetensors = require("safetensors", "a .safetensors file")
     # The library's own errors do not always say what the system said. And it waits for a pipe.
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise FormatError(f"{path} is no safetensors file: it is not a regular file", path=path)
+        raise FormatError(f"{path} is not a safetensors file: it is not a regular file", path=path)
     with _os_errors(path), safetensors.safe_open(path, framework="pt") as file:
         state = {name: _tensor(file, name, path) for name in file.keys()}  # noqa: SIM118 - no dict
         return state, file.metadata() or {}
@@ -317,7 +318,7 @@ def _tensor(file: Any, name: str, path: str) -> Tensor:
 def _read_index(
     path: str, notes: list[str]
 ) -> tuple[dict[str, Tensor], Mapping[str, Any], list[str]]:
-    """Read all shards of an index, and compare what is in them with what it says."""
+    """Read all shards of an index, and compare their names with it."""
     weight_map, metadata = _parse_index(path)
     directory = os.path.dirname(path)
     shards: dict[str, list[str]] = {}
@@ -326,8 +327,8 @@ def _read_index(
     for file, names in shards.items():
         if not os.path.exists(os.path.join(directory, file)):
             raise IncompleteCheckpointError(
-                f"{os.path.join(directory, file)} is missing: {path} says that it has "
-                f"{len(names)} of {len(weight_map)} tensors",
+                f"{os.path.join(directory, file)} is missing: according to {path} it has {len(names)} of "
+                f"{len(weight_map)} tensors",
                 path=os.path.join(directory, file),
             )
     state: dict[str, Tensor] = {}
@@ -337,7 +338,7 @@ def _read_index(
         state.update(found)
     total = sum(tensor.nbytes for tensor in state.values())
     if metadata.get("total_size", total) != total:
-        # Writers differ in how they count shared tensors, so this alone is no damage.
+        # Writers count shared tensors differently, so this alone does not mean damage.
         notes.append(f"the index says {metadata['total_size']} bytes of tensors; there are {total}")
     ordered = {name: state[name] for name in weight_map}
     return ordered, metadata, [path, *(os.path.join(directory, file) for file in shards)]
@@ -347,12 +348,13 @@ def _compare_shard(shard: str, index: str, expected: set[str], found: set[str]) 
     missing, unknown = sorted(expected - found), sorted(found - expected)
     if missing:
         raise FormatError(
-            f"{shard} lacks tensors that it has by {index}: {some_names(missing)}", path=shard
+            f"{shard} lacks tensors that it has according to {index}: {some_names(missing)}",
+            path=shard,
         )
     if unknown:
         raise FormatError(
-            f"{shard} has tensors that {index} does not place there: {some_names(unknown)}; the two are "
-            "of different exports",
+            f"{shard} has tensors that {index} does not place there: {some_names(unknown)}; the two belong "
+            "to different exports",
             path=shard,
         )
 
@@ -362,14 +364,14 @@ def _parse_index(path: str) -> tuple[dict[str, str], Mapping[str, Any]]:
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FormatError(
-            f"{path} is no safetensors index: expected an object with a weight_map", path=path
+            f"{path} is not a safetensors index: expected an object with a weight_map", path=path
         )
     for name, file in weight_map.items():
-        # Another directory is nothing that an index may lead to.
+        # An index must not lead to another directory.
         if not isinstance(file, str) or os.path.basename(file) != file or file in ("", ".", ".."):
             raise FormatError(
-                f"{path} is no good safetensors index: {name!r} is in {file!r}, expected the name of "
-                "a file beside it",
+                f"{path} is not a valid safetensors index: {name!r} is in {file!r}, expected the name of a "
+                "file in the same directory",
                 path=path,
             )
     metadata = document.get("metadata")
@@ -380,4 +382,4 @@ def _parse(text: str | bytes, path: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{path} has text that is no JSON: {error}", path=path) from error
+        raise FormatError(f"{path} has text that is not valid JSON: {error}", path=path) from error

@@ -1,4 +1,4 @@
-"""What only exports need, imported when it is needed."""
+"""Dependencies that only exports need, imported on use."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def require(module: str, what: str) -> Any:
 
     Args:
         module: What to import, e.g. "safetensors.torch".
-        what: What needs it, e.g. "a .safetensors file".
+        what: The user of it, for the message: "a .safetensors file".
 
     Raises:
-        ImportError: It is not installed; the message says how to.
+        ImportError: It is not installed; the message says how to install it.
     """
     package = module.partition(".")[0]
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        # What the package itself fails to import is a fault of its own.
+        # A package that fails to import something else is broken, not missing.
         if error.name not in (package, module):
             raise
         raise ImportError(

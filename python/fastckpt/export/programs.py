@@ -1,4 +1,4 @@
-"""Models exported as programs by torch's own exporters, each checked by running it."""
+"""Export models as programs with torch's own exporters, and check each by running it."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -20,8 +20,8 @@ from .optional import require
 from .publishing import publish, sizes, staging
 from .report import ExportReport
 
-# Another runtime has other kernels, which add in another order: an output of a deep model differs in more
-# than the last digits of a float32.
+# The kernels of another runtime add in another order: the output of a deep model differs in more than the last
+# digits of a float32.
 ONNX_RTOL = 1e-3
 ONNX_ATOL = 1e-4
 
@@ -30,10 +30,10 @@ class Exporter(Protocol):
     """One way to export."""
 
     def write(self, model: nn.Module, args: tuple[Any, ...], kwargs: Any, path: str) -> None:
-        """Export the model to a file, and possibly others whose names begin with its name."""
+        """Export the model to a file, and possibly to others whose names begin with its name."""
 
     def run(self, path: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, str]:
-        """Load the file, run it; return the outputs and what ran it."""
+        """Load and run the file; return the outputs and the name of what ran it."""
 
 
 class Job:
@@ -68,7 +68,7 @@ class Job:
                 staged, self._copied(self._args), self._copied(self._kwargs)
             )
             difference = self._compare(expected, found, ran_by)
-            # The file with the name that was asked for last: the others are parts of it.
+            # The requested file comes last, since the others are parts of it.
             names = sorted(os.listdir(stage), key=lambda file: (file == name, file))
             outputs = publish(stage, directory, names)
         return ExportReport(
@@ -89,13 +89,13 @@ class Job:
         return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
 
     def _compare(self, expected: Any, found: Any, ran_by: str) -> float:
-        """Return the largest difference; raise where it is beyond the tolerances."""
+        """Return the largest difference; raise RuntimeError beyond the tolerances."""
         ours = [value for value in tree_flatten(expected)[0] if isinstance(value, Tensor)]
         theirs = [value for value in tree_flatten(found)[0] if isinstance(value, Tensor)]
         if len(ours) != len(theirs):
             raise RuntimeError(
-                f"the exported program has {len(theirs)} outputs ({ran_by}), and the model "
-                f"{len(ours)}; nothing was written"
+                f"the exported program has {len(theirs)} outputs ({ran_by}), the model {len(ours)}; nothing "
+                "was written"
             )
         largest = 0.0
         for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
@@ -105,13 +105,13 @@ class Job:
                 )
             except AssertionError as error:
                 raise RuntimeError(
-                    f"output {i} of the exported program ({ran_by}) is not the model's; nothing was "
+                    f"output {i} of the exported program ({ran_by}) differs from the model's; nothing was "
                     f"written. {error}"
                 ) from error
             if mine.numel():
                 wide = torch.complex128 if mine.is_complex() else torch.float64
                 distance = (other.cpu().to(wide) - mine.cpu().to(wide)).abs()
-                # Equal infinities have no distance.
+                # The distance of equal infinities is NaN.
                 largest = max(largest, float(distance.nan_to_num(nan=0.0).max()))
         return largest
 
@@ -127,7 +127,7 @@ class TorchExport:
         program = torch.export.export(
             model, args, kwargs or None, dynamic_shapes=self._dynamic_shapes
         )
-        # It takes a path of this suffix only, but a file of any.
+        # torch.export.save refuses paths with another suffix than .pt2, but not open files.
         with open(path, "wb") as file:
             torch.export.save(program, file)
 
@@ -150,7 +150,7 @@ class TorchScript:
         if args and kwargs:
             raise ValueError("torch.jit.trace takes positional or keyword arguments, not both")
         inputs = {"example_kwarg_inputs": kwargs} if kwargs else {"example_inputs": args}
-        # Its own check would run the model twice more; what was saved is compared anyway.
+        # torch's own check would run the model twice more, and the saved file is compared anyway.
         torch.jit.save(torch.jit.trace(model, check_trace=False, **inputs), path)
 
     def run(self, path: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, str]:
@@ -179,11 +179,11 @@ class Onnx:
         if program is None:
             raise RuntimeError("torch.onnx.export has returned no program")
         program.save(path)
-        # By its path: a model with external data is not whole without it.
+        # By its path, where the checker finds external data.
         require("onnx", "an ONNX export").checker.check_model(path)
 
     def run(self, path: str, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, str]:
-        """Run with onnxruntime or, where there is none, with onnx itself."""
+        """Run with onnxruntime or, if it is not installed, with onnx itself."""
         try:
             runtime = require("onnxruntime", "")
         except ImportError:
@@ -211,7 +211,7 @@ def _feeds(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Have a model in eval mode, and put back what each of its parts was in."""
+    """Put a model into eval mode, and restore the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Write files of other programs' making out of sight, and make them visible when they are whole and durable."""
+"""Publish files that other libraries write: they become visible when they are complete and durable."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fastckpt.errors import CommitUnknownError
 
 @contextmanager
 def staging(directory: str) -> Iterator[str]:
-    """Make a hidden directory within another; when the block ends it is gone, with what is left in it.
+    """Make a hidden directory in another one; it is removed when the block ends, with its contents.
 
-    It is locked as long as its process lives. Those of dead processes are removed here, but only those of
-    this machine: of others the lock says nothing.
+    It is locked as long as its process lives. Hidden directories that dead processes left are removed here,
+    but only those of this machine, since a lock says nothing about another machine.
     """
     directory = directory or os.curdir
     _remove_stale(directory)
@@ -27,25 +27,25 @@ def staging(directory: str) -> Iterator[str]:
     try:
         yield stage.path
     finally:
-        # What cannot be removed now is collected later.
+        # A later export or `fastckpt gc` removes what cannot be removed now.
         with suppress(OSError):
             stage.remove()
         stage.close()
 
 
 def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
-    """Move files out of a stage, in this order; each is durable before the next one is visible.
+    """Move files out of the hidden directory, in this order; each is durable before the next one is visible.
 
-    Several files are one thing only together, so none of them may exist: a reader could take new ones
-    and old ones for a whole. One file replaces an older one.
+    A single file replaces an older one. None of several files may exist yet: a reader could take new and old
+    ones for one export.
 
     Returns:
         The paths.
 
     Raises:
-        FileExistsError: One of several files is there.
-        CommitUnknownError: The only file is in place, but the directory could not be made durable.
-        OSError: Something could not be written; then none of several is there.
+        FileExistsError: One of several files exists.
+        CommitUnknownError: A single file is in place, but its directory could not be made durable.
+        OSError: A file could not be written; then none of several files is left.
     """
     paths = [os.path.join(directory, name) for name in names]
     if len(names) > 1:
@@ -74,7 +74,7 @@ def publish(stage: str, directory: str, names: Sequence[str]) -> list[str]:
 
 
 def _rename_new(source: str, path: str) -> None:
-    """Move a file to a place that must be free; the stage may keep a name of it."""
+    """Move a file to a name that must be free; the hidden directory may keep a name of it."""
     try:
         os.link(source, path)
     except FileExistsError:
@@ -83,7 +83,7 @@ def _rename_new(source: str, path: str) -> None:
     except OSError as error:
         if error.errno not in NO_LINKS:
             raise
-        # Without second names there is no such call: what comes between these two is replaced.
+        # Without hard links this takes two calls, and a file that appears between them is replaced.
         refuse_existing([path])
         os.rename(source, path)
 
@@ -94,7 +94,7 @@ def _sync_directory(directory: str, path: str, *, is_only: bool) -> None:
     except OSError as error:
         if not is_only:
             raise
-        # What it has replaced cannot be brought back.
+        # The file that it has replaced cannot be brought back.
         raise CommitUnknownError(
             error.errno or errno.EIO,
             f"the file is in place, but its directory could not be made durable ({error.strerror})",
@@ -103,14 +103,14 @@ def _sync_directory(directory: str, path: str, *, is_only: bool) -> None:
 
 
 def refuse_existing(paths: Sequence[str]) -> None:
-    """Raise FileExistsError where there is something already."""
+    """Raise FileExistsError if one of the paths exists."""
     for path in paths:
         if os.path.lexists(path):
             raise FileExistsError(errno.EEXIST, "exists already, and would be mixed with", path)
 
 
 def sizes(paths: Sequence[str]) -> int:
-    """Return how many bytes these files have."""
+    """Return the total size of files in bytes."""
     return sum(os.stat(path).st_size for path in paths)
 
 
@@ -125,7 +125,7 @@ def _remove_stale(directory: str) -> None:
 
 
 def _default_mode(stage: str) -> int:
-    """Return the mode that a new file gets here; safetensors makes its own unreadable for others."""
+    """Return the mode of a new file here: safetensors makes files that others cannot read."""
     path = os.path.join(stage, ".mode")
     with open(path, "wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -139,7 +139,7 @@ def _make_durable(path: str, mode: int) -> None:
         os.fchmod(fd, mode)
         os.fsync(fd)
     except OSError as error:
-        # fsync does not know the name.
+        # An error of fsync does not have the name.
         error.filename = path
         raise
     finally:

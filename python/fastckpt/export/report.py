@@ -1,28 +1,30 @@
-"""What an export did."""
+"""The result of an export."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
 
+from fastckpt._verdict import Judged
+
 logger = logging.getLogger("fastckpt.export")
 _MB = 1e6
 
 
 @dataclass(frozen=True)
-class ExportReport:
-    """What an export did. All its files are in place and durable.
+class ExportReport(Judged):
+    """The result of an export. All its files are in place and durable.
 
     Attributes:
-        source: The file or index that was read; None where a model was exported.
+        source: The file or index that was read; None if a model was exported.
         outputs: The files that were written, in the order in which they became visible.
-        source_nbytes: Size of what was read, in bytes: all shards, where it is an index.
-        nbytes: Size of what was written, in bytes.
-        tensors: Number of names in the state dict; of a program, of its parameters and buffers.
-        config_keys: The keys under which the source has the model's configuration, as far as it was written.
-        notes: What else there is to know, in sentences.
+        source_nbytes: Size of the source in bytes; for an index, of all its shards.
+        nbytes: Size of the outputs in bytes.
+        tensors: Number of names in the state dict; for a program, of parameters and buffers.
+        config_keys: The keys of the configurations that were written, e.g. ``("model_config",)``.
+        notes: Further remarks, in sentences.
         max_difference: The largest difference between an output of an exported program and the model's.
-        checked_with: What ran the exported program, e.g. "onnxruntime 1.31.1".
+        checked_with: The software that ran the exported program, e.g. "onnxruntime 1.31.1".
     """
 
     source: str | None
@@ -40,9 +42,14 @@ class ExportReport:
         """Whether the model's configuration was written."""
         return bool(self.config_keys)
 
+    @property
+    def status(self) -> str:
+        """The verdict, "exported": what goes wrong is raised."""
+        return "exported"
+
 
 def log_export(report: ExportReport) -> None:
-    """Log the sizes of a checkpoint and of what was exported from it."""
+    """Log sizes, reduction and configuration of an export from a checkpoint."""
     if not report.source_nbytes:
         return
     logger.info("Exported inference checkpoint: %s", ", ".join(report.outputs))

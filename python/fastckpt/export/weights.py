@@ -1,4 +1,4 @@
-"""The model's weights in a checkpoint: read without the rest of it, averages in their place if asked for."""
+"""Read the model's weights from a checkpoint without the rest of it; or the averages instead."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -36,14 +36,14 @@ _AVERAGED_MODEL_COUNT = "n_averaged"
 
 @dataclass
 class Weights:
-    """The weights of one model, on the CPU, each group that shares memory in a storage of its own.
+    """The weights of one model, on the CPU; tensors share a storage only if they overlap.
 
     Attributes:
-        state: The state dict, of plain tensors and extra state, by the names of the bare model.
-        configs: What the model is built from, under the keys that the checkpoint has for it.
+        state: The state dict, by the names of the bare model: tensors and extra state.
+        configs: The model's configurations, by the checkpoint's keys.
         source: The file.
-        source_nbytes: Its size.
-        notes: What was done to the weights besides reading them.
+        source_nbytes: Its size in bytes.
+        notes: What was changed in the weights.
     """
 
     state: dict[str, Any]
@@ -61,20 +61,20 @@ def read_weights(
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> Weights:
-    """Read the model's weights; the optimizer's state is not read. Every byte that is read is checked.
+    """Read the model's weights. The optimizer's state is not read; every byte that is read is checked.
 
     Raises:
         OSError: The file cannot be read.
-        FormatError: It is no .pt file or a damaged one, or has no state dict of a model, or no averages
-            that fit it where they are asked for.
+        FormatError: It is not a .pt file or is damaged, or has no state dict of a model, or `use_ema` is set
+            and it has no averages that fit.
         ChecksumError: Bytes have changed since they were written.
-        UnsafePickleError: It asks for something that ``weights_only=True`` does not allow.
+        UnsafePickleError: It has an object that ``weights_only=True`` does not allow.
     """
     archive = Archive.open(path)
     if archive.kind != "torch":
         raise FormatError(
-            f"{archive.path} is not a checkpoint of torch.save: it is a TorchScript archive or a zip "
-            "archive of another program",
+            f"{archive.path} was not written by torch.save: it is a TorchScript archive or a zip archive of "
+            "another program",
             path=archive.path,
         )
     graph = archive.decode()
@@ -105,9 +105,9 @@ def _load_parts(
     threads: int | None,
     progress: _Progress | None,
 ) -> Any:
-    """Load the object without the tensors of which none is in `parts`, where that can be told."""
+    """Load the object, if possible without the storages that no tensor in `parts` uses."""
     if graph.outside is not None or load_job.byte_order(archive) != sys.byteorder:
-        # Only torch's unpickler can build it, and that builds all of it.
+        # Only torch's unpickler can build it, and it builds all of it.
         return load.load_archive(archive, "cpu", threads=threads, progress=progress)
     load.look_for_checksums(archive, verify=True)
     load_job.check_dtypes(archive.path, graph.dtypes())
@@ -130,8 +130,7 @@ def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     renamed = sum(name != key for key, name in names.items())
     if renamed:
         weights.notes.append(
-            f"{renamed} names are those of the bare model: the parts that torch.compile and "
-            "DistributedDataParallel put in front of them are left out"
+            f"{renamed} names lost the prefixes of torch.compile and DistributedDataParallel"
         )
     return {
         names[key]: value.detach() if isinstance(value, Tensor) else value
@@ -140,9 +139,9 @@ def _bare_state(state: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], int]:
-    """Return the bare model's names by the keys, and how often a wrapper was around all of it."""
+    """Return the bare model's names by key, and the number of wrappers around the model."""
     names = {key: bare_name(str(key)) for key in state}
-    # A model may have a part of this name, so it counts as a wrapper's only where every key has it.
+    # A model may have a part of this name, so it is a wrapper's only if every key begins with it.
     wrapped = 0
     while names and all(name.startswith(_WRAPPED) for name in names.values()):
         wrapped += 1
@@ -151,21 +150,21 @@ def _bare_names(state: Mapping[str, Any], path: str) -> tuple[dict[str, str], in
     for key, name in names.items():
         if first.setdefault(name, key) != key:
             raise FormatError(
-                f"{path} has {first[name]!r} and {key!r}, which both mean the tensor {name!r}",
+                f"{path} has both {first[name]!r} and {key!r} for the tensor {name!r}",
                 path=path,
             )
     return names, wrapped
 
 
 def _like(state: Mapping[str, Any], named: dict[str, Any]) -> dict[str, Any]:
-    """Keep the versions of modules that ``Module.state_dict`` has noted on its dict."""
+    """Keep the module versions that ``Module.state_dict`` stores as an attribute of its dict."""
     metadata = getattr(state, "_metadata", None)
     if not isinstance(metadata, Mapping):
         return named
     _, wrapped = _bare_names(state, "")
     kept = OrderedDict()
     for key, versions in metadata.items():
-        # The keys are modules: that of a wrapper itself is dropped, the one in it has the empty name.
+        # The keys are modules. A wrapper itself is dropped, and the module in it gets the empty name.
         name = f"{bare_name(str(key))}." if bare_name(str(key)) else ""
         if name.startswith(_WRAPPED * wrapped):
             kept[name.removeprefix(_WRAPPED * wrapped).removesuffix(".")] = versions
@@ -182,8 +181,8 @@ def _ema_parts(root: Any, path: str) -> list[Mapping[str, Any]]:
     ema = root.get(EMA_KEY) if isinstance(root, dict) else None
     if not isinstance(ema, dict):
         raise FormatError(
-            f"{path} has no moving averages: expected a dict under the key {EMA_KEY!r}; without "
-            "use_ema (--ema) the model's own weights are exported",
+            f"{path} has no moving averages: expected a dict under the key {EMA_KEY!r}; leave out use_ema "
+            "(--ema) to export the model's own weights",
             path=path,
         )
     # The guide's class has no buffers; "parameters" is an earlier name of ours.
@@ -195,8 +194,7 @@ def _ema_parts(root: Any, path: str) -> list[Mapping[str, Any]]:
     values = [value for part in parts for value in part.values()]
     if not values or not all(map(is_tensor, values)):
         raise FormatError(
-            f"what {path} has under {EMA_KEY!r} is neither the state of an EMAModel nor a dict of "
-            "tensors",
+            f"{EMA_KEY!r} in {path} is neither the state of an EMAModel nor a dict of tensors",
             path=path,
         )
     return parts
@@ -221,7 +219,7 @@ def _in_dtype(average: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 def _with_averages(
     state: dict[str, Any], averages: Mapping[str, Tensor], weights: Weights
 ) -> dict[str, Any]:
-    """Put the averages in the place of the weights, in the weights' own dtypes."""
+    """Replace the weights by the averages, in the weights' dtypes."""
     unknown = [name for name in averages if not isinstance(state.get(name), Tensor)]
     if unknown:
         raise FormatError(
@@ -248,6 +246,6 @@ def _with_averages(
     kept = sum(result[name] is state[name] for name in state)
     weights.notes.append(
         f"{len(state) - kept} of {len(state)} tensors are moving averages"
-        + ("; the others are the model's own: buffers and frozen parameters" if kept else "")
+        + ("; the others, buffers and frozen parameters, are the model's own" if kept else "")
     )
     return result

@@ -1,4 +1,4 @@
-"""What a `CheckpointManager` saves, when, and what it keeps."""
+"""The configuration of a `CheckpointManager`."""
 
 from __future__ import annotations
 
@@ -19,31 +19,30 @@ class CheckpointConfig:
     """What a `CheckpointManager` saves, when, and what it keeps.
 
     Args:
-        checkpoint_dir: Directory of the checkpoints; the first save makes it.
-        save_total_limit: How many of the newest checkpoints stay, by step. The best one stays beside
-            them. None keeps all.
-        save_best_only: Save only what is better than everything before.
-        metric_name: The metric by which a checkpoint is the best; every save has to have it. None:
-            there is no best one.
-        metric_mode: Whether the best is the smallest ("min") or the largest ("max").
-        save_optimizer: Whether to save the optimizer's state, without which training cannot go on
-            exactly.
+        checkpoint_dir: Directory of the checkpoints; the manager makes it.
+        save_total_limit: Number of newest checkpoints to keep, by step. The best one is kept too. None keeps
+            all.
+        save_best_only: Save only a checkpoint that is better than all before it.
+        metric_name: The metric that chooses the best checkpoint; every save needs it. None: no checkpoint is
+            the best.
+        metric_mode: "min" if the smallest value is the best, "max" if the largest is.
+        save_optimizer: Whether to save the optimizer's state. Training cannot resume exactly without it.
         save_rng_state: Whether to save the states of the random number generators.
         keep_every: Checkpoints whose step is a multiple of this are never deleted.
-        save_every_steps: `should_save` says yes at multiples of this.
-        save_every_secs: `should_save` says yes when the last save is this many seconds old.
-        save_when: `should_save` says yes when a metric comes to fulfil its condition:
-            ``{"accuracy": (">=", 0.9), "val_loss": ("<", 2.5)}``. Once for each crossing.
-        cycle_steps: Length of the first cycle of a cyclical learning rate, in steps. `should_save`
-            says yes at the end of each cycle, and those checkpoints are never deleted: they are the
-            members of a snapshot ensemble.
+        save_every_steps: `should_save` returns True at multiples of this.
+        save_every_secs: `should_save` returns True when the last save is this many seconds old.
+        save_when: `should_save` returns True each time a metric begins to meet its condition:
+            ``{"accuracy": (">=", 0.9), "val_loss": ("<", 2.5)}``.
+        cycle_steps: Length of the first cycle of a cyclical learning rate, in steps. `should_save` returns
+            True at the end of each cycle. These checkpoints, the members of a snapshot ensemble, are never
+            deleted.
         cycle_mult: Each cycle is this many times as long as the one before it (`T_mult` of
             CosineAnnealingWarmRestarts).
-        verify_before_delete: Read a checkpoint back from the disk and compare it, before anything older
-            is deleted or replaced on its account. About doubles the I/O of such a save.
+        verify_before_delete: Read a new checkpoint back from the disk and compare it, before anything older
+            is deleted or replaced. About doubles the I/O of a save that deletes or replaces something.
 
     Raises:
-        ValueError: A value is out of its range, or two contradict each other.
+        ValueError: A value is out of range, or two values contradict each other.
         TypeError: A value is of the wrong type.
 
     Example:
@@ -68,7 +67,7 @@ class CheckpointConfig:
     verify_before_delete: bool = True
 
     def __post_init__(self) -> None:
-        """Check every value by itself, then those that depend on each other."""
+        """Check each value, then those that depend on each other."""
         if not isinstance(self.checkpoint_dir, (str, os.PathLike)):
             raise TypeError(f"checkpoint_dir must be a path, not {self.checkpoint_dir!r}")
         for name in ("save_total_limit", "keep_every", "save_every_steps", "cycle_steps"):
@@ -91,17 +90,17 @@ class CheckpointConfig:
 
     def _check_together(self) -> None:
         if self.save_best_only and self.metric_name is None:
-            raise ValueError("save_best_only needs a metric_name: without one, nothing is the best")
+            raise ValueError("save_best_only needs a metric_name, which chooses the best")
         if self.save_best_only and self.cycle_steps is not None:
             raise ValueError(
-                "save_best_only and cycle_steps exclude each other: the end of a cycle is seldom the "
-                "best so far, and an ensemble needs it nonetheless"
+                "save_best_only and cycle_steps exclude each other: an ensemble needs the end of every "
+                "cycle, which is seldom the best checkpoint"
             )
         if self.cycle_mult != 1 and self.cycle_steps is None:
             raise ValueError("cycle_mult needs cycle_steps, the length of the first cycle")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, as they stand in a checkpoint."""
+        """Return the fields as plain values, for a checkpoint."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["checkpoint_dir"] = os.fsdecode(self.checkpoint_dir)
         if self.save_when is not None:
@@ -150,11 +149,11 @@ def _seconds(value: Any) -> float:
 
 def _conditions(conditions: Any) -> dict[str, Condition]:
     if not isinstance(conditions, Mapping):
-        raise TypeError(f"save_when must map names of metrics to conditions, not {conditions!r}")
+        raise TypeError(f"save_when must map metric names to conditions, not {conditions!r}")
     checked: dict[str, Condition] = {}
     for name, condition in conditions.items():
         if not isinstance(name, str):
-            raise TypeError(f"save_when must map names of metrics to conditions, not {name!r}")
+            raise TypeError(f"save_when must map metric names to conditions, not {name!r}")
         message = (
             f"save_when[{name!r}] must be a comparison and a number, such as ('<', 2.5), "
             f"not {condition!r}"

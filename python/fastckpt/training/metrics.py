@@ -1,4 +1,4 @@
-"""Metrics as plain floats, and which of two is better."""
+"""Metrics as plain floats, and the better of two."""
 
 from __future__ import annotations
 
@@ -6,27 +6,17 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from fastckpt.errors import MissingMetricError
+
 #: The best value so far, by the mode, while there is none.
 WORST = {"min": math.inf, "max": -math.inf}
-
-
-class MissingMetricError(KeyError, ValueError):
-    """The metric that decides which checkpoint is the best was not given.
-
-    A KeyError, since a key is missing, and a ValueError, since that is what many expect of a wrong
-    argument.
-    """
-
-    def __str__(self) -> str:
-        # KeyError would show the message as a quoted key.
-        return str(self.args[0])
 
 
 def plain_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
     """Return metrics as Python floats.
 
     Args:
-        metrics: Ints, floats, tensors of no dimension, numpy scalars, by name.
+        metrics: Ints, floats, 0-dimensional tensors and numpy scalars, by name.
 
     Raises:
         TypeError: A name is not a string, or a value is not a real number.
@@ -40,7 +30,7 @@ def plain_metrics(metrics: Mapping[str, Any] | None) -> dict[str, float]:
 
 
 def as_float(value: Any) -> float | None:
-    """Return a real number as a float: an int, a float, a tensor of no dimension, a numpy scalar; else None."""
+    """Return an int, a float, a 0-dimensional tensor or a numpy scalar as a float; None for anything else."""
     # Tensors and numpy scalars, without importing either library.
     number = value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
     return float(number) if isinstance(number, (int, float)) else None
@@ -52,8 +42,8 @@ def _plain(name: str, value: Any) -> float:
         shape = getattr(value, "shape", None)
         what = type(value).__name__ if shape is None else f"{type(value).__name__} of {shape}"
         raise TypeError(
-            f"metrics[{name!r}] must be one real number (int, float, a tensor of no dimension or a "
-            f"numpy scalar), not {what}"
+            f"metrics[{name!r}] must be one real number (int, float, 0-dimensional tensor or numpy scalar), "
+            f"not {what}"
         )
     return number
 
@@ -62,19 +52,19 @@ def metric_of(metrics: Mapping[str, float], name: str) -> float:
     """Return the metric of this name.
 
     Raises:
-        MissingMetricError: There is none; names those that there are.
+        MissingMetricError: It is missing; the message names those that are there.
     """
     if name not in metrics:
-        there = ", ".join(sorted(metrics)) or "none at all"
+        there = f"it has {', '.join(sorted(metrics))}" if metrics else "it is empty"
         raise MissingMetricError(
-            f"metrics has no {name!r}, by which the best checkpoint is chosen; it has: {there}. Pass it, "
-            "float('nan') where there is none yet, or set metric_name to another one or to None"
+            f"metrics has no {name!r}, which chooses the best checkpoint; {there}. Pass it (float('nan') "
+            "if it has no value yet), or set metric_name to another metric or to None"
         )
     return metrics[name]
 
 
 def is_better(value: float | None, best: float | None, mode: Literal["min", "max"]) -> bool:
-    """Whether a value beats the best so far. NaN never does, and None is no value."""
+    """Whether a value is better than the best so far. NaN and None (no value) never are."""
     if value is None or math.isnan(value):
         return False
     if best is None or math.isnan(best):

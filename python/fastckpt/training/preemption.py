@@ -19,8 +19,8 @@ class Preemption:
     """Catches signals while it is entered; see `CheckpointManager.preemption`.
 
     Attributes:
-        requested: Whether to save and end. With several ranks all see it at the same step, in the
-            `should_save` that said yes because of it.
+        requested: Whether to save and end. Several ranks all see it at the same step: the one at which
+            `should_save` returned True because of it.
         is_saved: Whether a save has succeeded since then.
     """
 
@@ -36,20 +36,20 @@ class Preemption:
 
     @property
     def received(self) -> int | None:
-        """The signal that this process has got; None if none yet."""
+        """The signal that this process has received; None before that."""
         return self._received
 
     def __enter__(self) -> Self:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError(
-                "preemption() works in the main thread only: Python delivers signals to no other. "
-                "Enter it there, around the training loop"
+                "preemption() works in the main thread only, where Python delivers signals: enter it there, "
+                "around the training loop"
             )
         for number in self._signals:
             if signal.getsignal(number) is None:
                 raise RuntimeError(
-                    f"the handler of {number.name} was not installed by Python, so that it could "
-                    "not be restored afterwards: leave that signal out of preemption()"
+                    f"cannot restore the handler of {number.name} afterwards, since Python did not "
+                    "install it: leave that signal out of preemption()"
                 )
         self._on_change(self)
         for number in self._signals:
@@ -66,18 +66,17 @@ class Preemption:
             signal.signal(number, handler)
         self._previous = {}
         self._on_change(None)
-        # Nobody came to act on it: it goes to whoever would have got it. An exception that is on
-        # its way ends the loop as well.
+        # No save followed, so the previous handler gets the signal. An exception ends the loop anyway.
         if self._received is not None and not self.is_saved and kind is None:
             signal.raise_signal(self._received)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        # Only a note: a handler may interrupt anything. A launcher may send it more than once.
+        # Only noted, since a handler may interrupt anything. A launcher may send it more than once.
         self._received = number
 
 
 def agree(preemption: Preemption) -> bool:
-    """Whether any rank has got the signal and has not saved since; a collective where there are several."""
+    """Whether any rank has received the signal and has not saved since; a collective with several ranks."""
     if preemption.is_saved:
         return False
     if not preemption.requested and any_rank(preemption.received is not None):

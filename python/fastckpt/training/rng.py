@@ -50,13 +50,13 @@ def capture_rng(generators: Mapping[str, Generator]) -> dict[str, Any]:
     """Return the states of all random number generators of this process.
 
     Args:
-        generators: Those beside the global ones, by name.
+        generators: Further generators, by name.
 
     Returns:
         ``"python"`` for ``random.setstate``, ``"numpy"`` for ``np.random.set_state``, ``"torch"`` for
-        ``torch.set_rng_state`` and ``"cuda"`` for ``torch.cuda.set_rng_state_all``; under ``"generators"`` a
-        dict by name. All are plain values and tensors. There is no key for what is not in use: numpy that is
-        not imported, CUDA that is not initialized.
+        ``torch.set_rng_state`` and ``"cuda"`` for ``torch.cuda.set_rng_state_all``, and under
+        ``"generators"`` the further ones by name: plain values and tensors. The key ``"numpy"`` is missing if
+        numpy was not imported, ``"cuda"`` if CUDA was not initialized.
     """
     states: dict[str, Any] = {"python": random.getstate()}
     numpy = sys.modules.get("numpy")
@@ -73,7 +73,7 @@ def capture_rng(generators: Mapping[str, Generator]) -> dict[str, Any]:
 
 
 class RngSnapshot:
-    """The states of all generators that are in use when it is made, to be put back in this process."""
+    """The states of all generators that are in use when the snapshot is made, to be put back later."""
 
     def __init__(self, generators: Mapping[str, Generator]) -> None:
         numpy = sys.modules.get("numpy")
@@ -115,14 +115,14 @@ def _set_native_state(generator: Generator, state: Any) -> None:
 
 
 class _Step(NamedTuple):
-    """One generator of a plan: what sets it, or why it is skipped; both where it is set in part."""
+    """One generator of a plan: what sets it, or why it is skipped; both if only a part is set."""
 
     set: Callable[[], None] | None
     reason: str | None = None
 
 
 class RngPlan:
-    """States that have been checked, and can be set.
+    """States that were checked and can be set.
 
     Attributes:
         skipped: The generators that will not be restored, with the reason for each.
@@ -136,10 +136,10 @@ class RngPlan:
         }
 
     def apply(self) -> tuple[str, ...]:
-        """Set the generators to the states, all of them or, where one raises, none.
+        """Set the generators to the states. If one raises, none of them has changed.
 
         Returns:
-            The names of those that were restored: "python RNG", "numpy RNG", "torch RNG", "CUDA RNG",
+            The generators that were restored: "python RNG", "numpy RNG", "torch RNG", "CUDA RNG",
             "generator 'x'".
         """
         before = RngSnapshot(self._generators)
@@ -154,19 +154,19 @@ class RngPlan:
 
 
 def plan_rng(states: Mapping[str, Any], generators: Mapping[str, Generator]) -> RngPlan:
-    """Check states that were saved against the generators of this process. No generator changes.
+    """Check saved states against the generators of this process. No generator changes.
 
     Args:
-        states: What `capture_rng` returned, now or in an earlier version of it, or what the functions of
-            Python, numpy and torch themselves return, under the keys of `capture_rng`.
-        generators: Those beside the global ones, by the names that they were saved under.
+        states: What `capture_rng` returned, in this version or an earlier one; or, under the same keys, what
+            ``random.getstate``, ``np.random.get_state`` and ``torch.get_rng_state`` return.
+        generators: Further generators, by the names that they were saved under.
 
     Raises:
-        ValueError: A state is malformed: its generator cannot have it. The message names the key.
+        ValueError: A state is malformed: its generator does not accept it. The message names the key.
     """
     if not isinstance(states, Mapping):
         raise ValueError(f"rng_states must be a dict, not a {type(states).__name__}")  # noqa: TRY004 - all are ValueErrors
-    # The second names are those of an earlier version.
+    # An earlier version called them torch_cpu and torch_cuda.
     cuda = states.get("cuda", states.get("torch_cuda"))
     steps = {
         "python RNG": _plan_global("python", states.get("python"), _plan_python),
@@ -191,7 +191,7 @@ def restore_rng(
     """Check states and set all random number generators of this process to them; see `plan_rng`.
 
     Returns:
-        What was restored, and the reason for each that was not.
+        The generators that were restored, and the reason for each that was not.
     """
     plan = plan_rng(states, generators)
     return list(plan.apply()), plan.skipped

@@ -1,4 +1,4 @@
-"""When to save, by the policies of a configuration."""
+"""The policies of a configuration that say when to save."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Triggers:
 
     Args:
         config: The policies.
-        metrics: Those of the last checkpoint: a condition that they fulfil has been met already.
+        metrics: Those of the last checkpoint: a condition that they meet does not ask for another save.
     """
 
     def __init__(self, config: CheckpointConfig, metrics: Mapping[str, Any]) -> None:
@@ -32,25 +32,25 @@ class Triggers:
             name: name in metrics and _holds(condition, metrics[name])
             for name, condition in (config.save_when or {}).items()
         }
-        # The step at which each condition came to hold: asked twice, the answer is the same.
+        # The step at which each condition was first met, so that asking twice gives the same answer.
         self._crossed: dict[str, int] = {}
 
     @property
     def is_any_set(self) -> bool:
-        """Whether there is any policy at all."""
+        """Whether the configuration has any policy."""
         config = self._config
         policies = (config.save_every_steps, config.save_every_secs, config.cycle_steps)
         return any(policy is not None for policy in policies) or bool(config.save_when)
 
     @property
     def need_agreement(self) -> bool:
-        """Whether ranks may come to different answers, since each has a clock of its own."""
+        """Whether ranks may answer differently, because each has its own clock."""
         return self._config.save_every_secs is not None
 
     def due(self, step: int, metrics: Mapping[str, float]) -> bool:
         """Whether any policy asks for a save after this step."""
         config = self._config
-        # All conditions are looked at: each has to see its own metric.
+        # Every condition is evaluated: each has to see its metric.
         crossed = [self._crosses(name, step, metrics) for name in self._fulfilled]
         every = config.save_every_steps
         return (
@@ -61,7 +61,7 @@ class Triggers:
         )
 
     def saved(self) -> None:
-        """Begin to count the seconds anew."""
+        """Restart the timer of `save_every_secs`."""
         self._saved_at = time.monotonic()
 
     def _is_time(self) -> bool:
@@ -79,5 +79,5 @@ class Triggers:
 
 def _holds(condition: tuple[str, float], value: float) -> bool:
     comparison, threshold = condition
-    # NaN fulfils nothing.
+    # NaN meets no condition.
     return _COMPARE[comparison](value, threshold)
