@@ -68,6 +68,8 @@ def isolated_environment(
             "RANK",
             "WORLD_SIZE",
             "LOCAL_RANK",
+            # How wide the user's terminal is, or what a library has made of it.
+            "COLUMNS",
         }:
             monkeypatch.delenv(name)
     base = tmp_path_factory.getbasetemp() / "nanochat-base"

@@ -29,6 +29,10 @@ _LEGACY_MAGIC = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")
 # POSIX ustar: the magic of a tar archive and its offset, as torch.save wrote before 0.2.
 _TAR_MAGIC, _TAR_MAGIC_OFFSET = b"ustar", 257
 _HEAD_NBYTES = 512
+# The unit of `st_blocks`.
+_BLOCK_NBYTES = 512
+# A file this many times larger than what it holds is not searched for remains: reading its holes has no end.
+_HOLES_RATIO = 16
 
 
 class FileCheck:
@@ -113,7 +117,7 @@ class FileCheck:
         try:
             if report.records:
                 names = _native.Archive.open(report.path).names()
-            elif self._quick:
+            elif self._quick or _is_mostly_holes(report.path):
                 return False
             else:
                 # Its directory is lost: the file has not been read yet.
@@ -255,3 +259,9 @@ def size_of(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0  # said when the file is verified
+
+
+def _is_mostly_holes(path: str) -> bool:
+    """Whether a file has next to nothing of the bytes that it claims, which may be 2**63."""
+    status = os.stat(path)
+    return status.st_size > _HOLES_RATIO * (status.st_blocks * _BLOCK_NBYTES + (1 << 20))
