@@ -1,6 +1,6 @@
 """The checkpoints of a directory, each with its files in the order of removal and its metrics.
 
-Two families, each counted by itself: nanochat's steps, and the checkpoints of a CheckpointManager. Imports no
+Two families, each counted by itself: steps with nanochat's names, and the checkpoints of a CheckpointManager. Imports no
 torch.
 """
 
@@ -124,7 +124,7 @@ def find_families(held: HeldDirectory, fail: Fail) -> list[Family]:
 
     Args:
         held: The directory.
-        fail: Is told of what cannot be read; the rest goes on.
+        fail: Is told what cannot be read; the rest is still looked at.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -149,7 +149,7 @@ def best_candidates(
     return [candidate for _, _, candidate in sorted(rated, key=lambda one: one[:2])[:count]]
 
 
-# nanochat's steps.
+# Steps with nanochat's names.
 
 
 def _nanochat(held: HeldDirectory, fail: Fail) -> Family:
@@ -272,7 +272,7 @@ def _checkpoint(held: HeldDirectory, files: ManagerFiles, fail: Fail) -> Candida
 
 
 def read_root(path: str) -> dict[Any, Any]:
-    """Return the dict that a checkpoint is, without its tensors; an empty one where it is none.
+    """Return the dict that a checkpoint is, without its tensors; an empty one if it is something else.
 
     Raises:
         CheckpointError, OSError: As `read_outline`.
