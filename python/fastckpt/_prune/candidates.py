@@ -1,7 +1,7 @@
 """The checkpoints of a directory, each with its files in the order of removal and its metrics.
 
-Two families, each counted by itself: steps with nanochat's names, and the checkpoints of a CheckpointManager. Imports no
-torch.
+Two families, each counted by itself: steps with nanochat's names, and the checkpoints of a CheckpointManager.
+Imports no torch.
 """
 
 from __future__ import annotations
