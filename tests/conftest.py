@@ -11,9 +11,9 @@ import hypothesis
 import pytest
 
 # Examples touch the disk, which has no steady pace: the limit for a whole test is pytest-timeout's.
-hypothesis.settings.register_profile("default", deadline=None)
+hypothesis.settings.register_profile("default", deadline=None, max_examples=25)
 # Of a change alone: what CI says of it does not depend on luck.
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=100, derandomize=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 

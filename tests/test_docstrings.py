@@ -9,14 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.documented_files import SETUPS
 
 import fastckpt
-
-# What examples need and do not make: the files of `documented_files`, and names such as `model`.
-NEEDS = {
-    "build_model": "a training loop",
-}
 
 
 def examples() -> Iterator[doctest.DocTest]:
@@ -39,9 +33,6 @@ def test_example_of_a_docstring(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    needed = NEEDS.get(example.name)
-    if needed is not None:
-        SETUPS[needed](example.globs)
     said: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     failures = runner.run(example, out=said.append).failed

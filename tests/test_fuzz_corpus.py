@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from tests.faults.damage import fast_directory
-from tests.property.mutation import FUZZ, archives, dictionary
+from tests.property.mutation import FUZZ, archives, corpus, dictionary
 from tests.property.same_verdict import verdict
 from tests.specimens import quiet
 
@@ -27,8 +31,8 @@ def targets() -> set[str]:
     return set(re.findall(r'^name = "(\w+)"\npath = "fuzz_targets/\1\.rs"$', text, re.MULTILINE))
 
 
-def files(kind: str) -> list[Path]:
-    return sorted((CORPUS / kind).iterdir())
+def kinds() -> set[str]:
+    return {path.stem for path in CORPUS.iterdir()}
 
 
 def dtype_of(name: str) -> str:
@@ -37,18 +41,44 @@ def dtype_of(name: str) -> str:
 
 
 def test_every_target_has_a_corpus_and_every_corpus_a_target() -> None:
-    kinds = {path.name for path in CORPUS.iterdir()}
-    assert kinds <= targets()
-    assert targets() - kinds <= READ_ARCHIVES
-    for kind in kinds:
-        assert files(kind), kind
+    assert kinds() <= targets()
+    assert targets() - kinds() <= READ_ARCHIVES
+    for kind in kinds():
+        assert corpus(kind), kind
 
 
 def test_all_of_it_is_small_and_has_plain_names() -> None:
-    paths = [path for path in CORPUS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in paths) < MAX_NBYTES
-    for path in paths:
-        assert NAME.fullmatch(path.name), path
+    files = {(kind, name): data for kind in kinds() for name, data in corpus(kind).items()}
+    assert sum(map(len, files.values())) < MAX_NBYTES
+    for _, name in files:
+        assert NAME.fullmatch(name), name
+
+
+def run_packer(directory: Path, *arguments: str | Path) -> None:
+    """Run a copy of the script, whose corpora are beside it."""
+    subprocess.run([sys.executable, directory / "corpus.py", *arguments], check=True)
+
+
+def test_the_same_files_are_packed_the_same(tmp_path: Path) -> None:
+    shutil.copy(FUZZ / "corpus.py", tmp_path)
+    shutil.copytree(CORPUS, tmp_path / "corpus")
+    run_packer(tmp_path, "unpack", tmp_path / "unpacked")
+    shutil.rmtree(tmp_path / "corpus")
+    for kind in sorted(kinds()):
+        unpacked = tmp_path / "unpacked" / kind
+        assert {path.name: path.read_bytes() for path in unpacked.iterdir()} == corpus(kind)
+        run_packer(tmp_path, "pack", kind, unpacked)
+        packed = f"corpus/{kind}.zip"
+        assert (tmp_path / packed).read_bytes() == (FUZZ / packed).read_bytes()
+
+
+def test_what_a_run_has_found_is_added_to_a_corpus(tmp_path: Path) -> None:
+    shutil.copy(FUZZ / "corpus.py", tmp_path)
+    for name, data in (("b", b"first"), ("a", b""), ("b", b"second")):
+        (tmp_path / name).write_bytes(data)
+        run_packer(tmp_path, "add", "pickle", tmp_path / name)
+    with zipfile.ZipFile(tmp_path / "corpus/pickle.zip") as packed:
+        assert {name: packed.read(name) for name in packed.namelist()} == {"a": b"", "b": b"second"}
 
 
 def test_the_dictionary_has_the_words_of_the_format() -> None:
@@ -78,9 +108,10 @@ def test_others_read_what_we_accept_in_the_same_way() -> None:
 REAL = ("dtype-", "torch-2", "1000-tensors", "alignment-", "weights", "adamw", "no-tensors")
 
 
-@pytest.mark.parametrize("name", [p.name for p in files("archive") if p.name.startswith(REAL)])
-def test_what_torch_wrote_verifies_and_loads(name: str) -> None:
-    path = CORPUS / "archive" / name
+@pytest.mark.parametrize("name", [name for name in corpus("archive") if name.startswith(REAL)])
+def test_what_torch_wrote_verifies_and_loads(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(corpus("archive")[name])
     with quiet():
         report = fastckpt.verify(path)
         if name.startswith("dtype-") and not hasattr(torch, dtype_of(name)):

@@ -116,8 +116,8 @@ class ModelSelector:
 
         Example:
             >>> for step, loss in ((1, 2.5), (2, 2.25), (3, 2.75)):
-            ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"run/{step}.pt")
-            >>> best = fastckpt.ModelSelector.select_top_k_by_metric("run", "val_loss", "min", 2)
+            ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"{step}.pt")
+            >>> best = fastckpt.ModelSelector.select_top_k_by_metric(".", "val_loss", "min", 2)
             >>> [path.name for path in best]
             ['2.pt', '1.pt']
         """

@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import corpus
 import torch
 from torch.utils.serialization import config
 
@@ -43,7 +44,6 @@ from tests.specimens import SPECIMENS, can_save, dtypes, fill, quiet  # noqa: E4
 with mock.patch("os.getpid", return_value=0):
     from tests.faults import malicious_pickles
 
-CORPUS = ROOT / "rust/fuzz/corpus"
 REAL_FILES = ROOT / "rust/fastckpt-format/tests/specimens"
 REAL_PICKLES = ROOT / "rust/fastckpt-format/tests/data"
 # A fuzzer learns little from a large input and runs it slowly. Bombs are in the tests.
@@ -74,15 +74,18 @@ def main() -> None:
 
 
 def write(target: str, files: dict[str, bytes], suffix: str, *, keep: Collection[str] = ()) -> None:
-    """Write the files of one target that are not too large, in place of those of an earlier run."""
-    directory = CORPUS / target
-    directory.mkdir(parents=True, exist_ok=True)
-    for path in directory.glob(f"*{suffix}"):
-        if not path.name.startswith("regression-"):
-            path.unlink()
-    for name, data in files.items():
-        if len(data) <= MAX_NBYTES or name in keep:
-            (directory / f"{name.replace('_', '-')}{suffix}").write_bytes(data)
+    """Put the files of one target that are not too large in place of those of an earlier run."""
+    kept = {
+        name: data
+        for name, data in corpus.read(target).items()
+        if not name.endswith(suffix) or name.startswith("regression-")
+    }
+    made = {
+        f"{name.replace('_', '-')}{suffix}": data
+        for name, data in files.items()
+        if len(data) <= MAX_NBYTES or name in keep
+    }
+    corpus.write(target, kept | made)
 
 
 def real_archives() -> Iterator[tuple[str, bytes]]:

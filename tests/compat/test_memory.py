@@ -170,6 +170,7 @@ def test_random_states_and_threads_are_untouched(
     assert (torch.get_num_threads(), torch.get_default_dtype()) == (threads, default)
 
 
+@pytest.mark.slow
 def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
     """Its pages are copied only where they are written to, so they need no memory up front."""
     memory_nbytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

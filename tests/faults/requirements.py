@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest
@@ -34,6 +35,13 @@ def need_device(*kinds: str) -> None:
     for kind in kinds:
         if not os.access(_DEVICES[kind], os.R_OK | os.W_OK):
             pytest.skip(f"missing device: {_DEVICES[kind]}")
+
+
+def on_each(file_systems: Sequence[str]) -> pytest.MarkDecorator:
+    """Run a test on the first of the file systems in every test run, on the others among the slow tests."""
+    first, *others = file_systems
+    cases = [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+    return pytest.mark.parametrize("file_system", cases)
 
 
 def _miss(reason: str) -> NoReturn:

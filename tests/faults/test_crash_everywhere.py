@@ -18,7 +18,12 @@ CASES = 60
 _WRONG = "tests.faults.shim.wrong_savers"
 
 
-@pytest.mark.timeout(600)
+#: Every so many of all kills are tried in every test run.
+_QUICK_STRIDE = 17
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new() -> None:
     need_program("gcc")
     scenes = save_scenes(random.Random(SEED), RANKS)
@@ -34,6 +39,18 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new() -> None:
         assert tally.outcomes[f"{scene.name}: new"] > 1
     finished = sum(count for outcome, count in tally.outcomes.items() if "finished" in outcome)
     assert finished < tally.cases / 20
+
+
+@pytest.mark.timeout(300)
+def test_a_few_kills() -> None:
+    need_program("gcc")
+    with fast_directory() as directory:
+        cases = list(kills(save_scenes(random.Random(SEED), RANKS), directory, CHANGES))
+        tally = try_all(cases[::_QUICK_STRIDE], Tally(), SEED)
+    print(len(cases), tally)
+    assert tally.failures == []
+    assert tally.cases > 20
+    assert sum(tally.outcomes[outcome] for outcome in tally.outcomes if "new" in outcome) > 2
 
 
 @pytest.mark.timeout(300)

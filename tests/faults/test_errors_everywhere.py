@@ -20,7 +20,12 @@ SEED = 20_261_122
 CASES = 500
 
 
-@pytest.mark.timeout(600)
+#: Every so many of all failures are tried in every test run.
+_QUICK_STRIDE = 41
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_an_error_of_any_operation_reaches_the_caller_and_harms_nothing() -> None:
     need_program("gcc")
     with fast_directory() as directory:
@@ -38,6 +43,23 @@ def test_an_error_of_any_operation_reaches_the_caller_and_harms_nothing() -> Non
         *("raised, old", "raised, none", "unknown, old", "unknown, none", "unknown, new"),
         *("absorbed, new", "interrupted, new", "raised, read", "right, read"),
     }
+
+
+@pytest.mark.timeout(300)
+def test_a_few_errors() -> None:
+    need_program("gcc")
+    with fast_directory() as directory:
+        cases = [
+            (stage, plan)
+            for stage in stages(random.Random(SEED), directory)
+            for plan in failures(stage.operations, [errno.EIO])
+        ]
+        tally = try_all(cases[::_QUICK_STRIDE], Tally(), SEED)
+    print(len(cases), tally)
+    assert tally.failures == []
+    assert tally.cases > 30
+    outcomes = {outcome.split(": ", 1)[1] for outcome in tally.outcomes}
+    assert {"raised, old", "absorbed, new", "right, read", "raised, read"} <= outcomes
 
 
 _WRONG = "tests.faults.shim.wrong_savers"

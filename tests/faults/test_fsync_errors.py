@@ -9,6 +9,7 @@ import pytest
 from tests.faults import fsync_errors
 from tests.faults.disks import failing_disk, need_failing_disks
 from tests.faults.numbered_saves import NumberedSaves, hidden_names
+from tests.faults.requirements import on_each
 from tests.faults.tracing import injecting, need_strace, traced
 
 import fastckpt
@@ -18,7 +19,7 @@ ROUNDS = 20
 SYNCS = ("fsync", "fdatasync", "sync_file_range", "msync")
 
 
-@pytest.mark.parametrize("file_system", fsync_errors.FILE_SYSTEMS)
+@on_each(fsync_errors.FILE_SYSTEMS)
 def test_a_save_that_fails_leaves_the_old_checkpoint_on_the_disk(
     file_system: str, tmp_path: Path
 ) -> None:
@@ -32,7 +33,7 @@ def test_a_save_that_fails_leaves_the_old_checkpoint_on_the_disk(
     assert tally.outcomes[f"{file_system}: EIO while flushing the file to disk (fsync)"] > 0
 
 
-@pytest.mark.parametrize("file_system", fsync_errors.FILE_SYSTEMS)
+@on_each(fsync_errors.FILE_SYSTEMS)
 def test_a_failed_fsync_is_not_tried_again(file_system: str, tmp_path: Path) -> None:
     """The kernel reports a lost page once: a second fsync of the file would seem to succeed."""
     need_failing_disks(file_system)

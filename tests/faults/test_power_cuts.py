@@ -33,6 +33,7 @@ from tests.faults.power.recording import (
 from tests.faults.power.runs import run_files, run_steps
 from tests.faults.power.step_saves import SAVE_KEPT, STEP_REFUSED, StepSaves
 from tests.faults.power.verdicts import DAMAGED, LEFT_BEHIND, LOST, MIXED, Moment, kinds_of
+from tests.faults.requirements import on_each
 
 STATES = 100
 # They fail in most states, so fewer are enough.
@@ -44,7 +45,7 @@ patient = pytest.mark.timeout(400)
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_a_power_cut_never_costs_a_saved_file(file_system: str, tmp_path: Path) -> None:
     need_recorded_disks(file_system)
     tally = run_files(SEED, STATES, tmp_path, file_system)
@@ -54,7 +55,7 @@ def test_a_power_cut_never_costs_a_saved_file(file_system: str, tmp_path: Path) 
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_a_power_cut_never_costs_or_mixes_a_saved_step(file_system: str, tmp_path: Path) -> None:
     need_recorded_disks(file_system)
     tally = run_steps(SEED, STATES, tmp_path, file_system)
@@ -66,6 +67,7 @@ def test_a_power_cut_never_costs_or_mixes_a_saved_step(file_system: str, tmp_pat
 # The harness is of worth only if it finds those who do it wrong.
 
 
+@pytest.mark.slow
 @patient
 @pytest.mark.parametrize(
     ("writer", "kinds"),
@@ -86,6 +88,7 @@ def test_a_wrong_writer_of_files_is_found(
     assert kinds <= kinds_of(tally.failures)
 
 
+@pytest.mark.slow
 @patient
 def test_a_step_of_files_that_are_saved_one_by_one_is_found(tmp_path: Path) -> None:
     need_recorded_disks("ext4")
@@ -98,7 +101,7 @@ def test_a_step_of_files_that_are_saved_one_by_one_is_found(tmp_path: Path) -> N
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_what_is_synced_is_flushed_in_the_log(file_system: str, tmp_path: Path) -> None:
     """Through file system, loop device, FUSE and NBD: no cache between swallows a flush."""
     need_recorded_disks(file_system)
@@ -125,7 +128,7 @@ def test_what_is_synced_is_flushed_in_the_log(file_system: str, tmp_path: Path) 
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_the_whole_log_makes_the_disk_that_was_recorded(file_system: str, tmp_path: Path) -> None:
     need_recorded_disks(file_system)
     fresh, disk = tmp_path / "fresh", tmp_path / "disk"

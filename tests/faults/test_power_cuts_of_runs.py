@@ -18,6 +18,7 @@ from tests.faults.power.manager_saves import ManagerSaves
 from tests.faults.power.recording import FILE_SYSTEMS, need_recorded_disks
 from tests.faults.power.runs import run_copies, run_foreign, run_managers
 from tests.faults.power.verdicts import DAMAGED, LOST, kinds_of
+from tests.faults.requirements import on_each
 
 STATES = 40
 SEED = 20_261_121
@@ -30,7 +31,7 @@ patient = pytest.mark.timeout(400)
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_a_power_cut_never_costs_a_manager_the_newest_or_the_best(
     file_system: str, tmp_path: Path
 ) -> None:
@@ -42,7 +43,7 @@ def test_a_power_cut_never_costs_a_manager_the_newest_or_the_best(
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_a_power_cut_leaves_whole_checkpoints_of_copies_and_prunes(
     file_system: str, tmp_path: Path
 ) -> None:
@@ -54,7 +55,7 @@ def test_a_power_cut_leaves_whole_checkpoints_of_copies_and_prunes(
 
 
 @patient
-@pytest.mark.parametrize("file_system", FILE_SYSTEMS)
+@on_each(FILE_SYSTEMS)
 def test_what_a_copy_or_a_prune_has_found_whole_survives_a_power_cut(
     file_system: str, tmp_path: Path
 ) -> None:
@@ -68,6 +69,7 @@ def test_what_a_copy_or_a_prune_has_found_whole_survives_a_power_cut(
 # The harness is of worth only if it finds those who do it wrong.
 
 
+@pytest.mark.slow
 @patient
 @pytest.mark.parametrize(
     ("make", "kind", "states"),
@@ -86,6 +88,7 @@ def test_a_wrong_manager_is_found(
     assert kind in kinds_of(tally.failures)
 
 
+@pytest.mark.slow
 @patient
 @pytest.mark.parametrize(
     ("wrong", "kind", "states"),
@@ -104,6 +107,7 @@ def test_a_wrong_copy_or_prune_is_found(
     assert kind in kinds_of(tally.failures)
 
 
+@pytest.mark.slow
 @patient
 @pytest.mark.parametrize(
     "wrong",

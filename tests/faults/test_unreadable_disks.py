@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from tests.faults import read_errors
 from tests.faults.disks import need_failing_disks
+from tests.faults.requirements import on_each
 
 SEED = 25
 ROUNDS = 20
 
 
-@pytest.mark.parametrize("file_system", read_errors.FILE_SYSTEMS)
+@on_each(read_errors.FILE_SYSTEMS)
 def test_what_cannot_be_read_is_an_error_and_good_again_when_it_can(
     file_system: str, tmp_path: Path
 ) -> None:

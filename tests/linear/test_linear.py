@@ -36,7 +36,7 @@ RETRIES = 2
 MIB = 1 << 20
 # What a file of less than a megabyte may take at most.
 MEMORY_NBYTES = 256 * MIB
-TIMEOUT_SECS = 60
+TIMEOUT_SECS = 200
 
 
 def opcodes_of(work: Callable[[], object]) -> int:
@@ -179,6 +179,7 @@ def _memory_of_a_table(directory: Path) -> None:
     bytearray(b"x") * (directory / "parts").stat().st_size ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "count"),
     [(_each_with_each, 2_000), (_looked_up_in_a_list, 10_000), (_memory_of_a_table, 16_000)],

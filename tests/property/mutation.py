@@ -55,12 +55,16 @@ def dictionary() -> list[bytes]:
 
 
 @functools.cache
+def corpus(target: str) -> dict[str, bytes]:
+    """Return the files that a fuzz target begins from, by their names."""
+    with zipfile.ZipFile(FUZZ / "corpus" / f"{target}.zip") as packed:
+        return {name: packed.read(name) for name in sorted(packed.namelist())}
+
+
+@functools.cache
 def archives() -> list[Base]:
     """Return the zip archives among the committed corpora of the fuzz targets."""
-    paths = sorted(
-        path for kind in ("archive", "tensors") for path in (FUZZ / "corpus" / kind).iterdir()
-    )
-    files = [(path.name, path.read_bytes()) for path in paths]
+    files = [*corpus("archive").items(), *corpus("tensors").items()]
     return [
         Base(name, data, _records(data))
         for name, data in files

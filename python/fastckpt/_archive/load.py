@@ -82,8 +82,8 @@ def load(
 
     Example:
         >>> import fastckpt, torch
-        >>> fastckpt.save({"weight": torch.zeros(2, 3)}, "/tmp/example.pt")
-        >>> fastckpt.load("/tmp/example.pt", map_location="cpu")["weight"].shape
+        >>> fastckpt.save({"weight": torch.zeros(2, 3)}, "example.pt")
+        >>> fastckpt.load("example.pt", map_location="cpu")["weight"].shape
         torch.Size([2, 3])
     """
     weights_only = _weights_only(weights_only)

@@ -85,8 +85,8 @@ def save(
 
     Example:
         >>> import fastckpt, torch
-        >>> fastckpt.save({"weight": torch.zeros(2, 3)}, "/tmp/example.pt")
-        >>> torch.load("/tmp/example.pt")["weight"].shape
+        >>> fastckpt.save({"weight": torch.zeros(2, 3)}, "example.pt")
+        >>> torch.load("example.pt")["weight"].shape
         torch.Size([2, 3])
     """
     _check_target(f)

@@ -81,8 +81,8 @@ def average_checkpoints(
     Example:
         >>> import fastckpt, torch
         >>> for step in (1, 2):
-        ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"/tmp/average_{step}.pt")
-        >>> average_checkpoints(["/tmp/average_1.pt", "/tmp/average_2.pt"])["w"]
+        ...     fastckpt.save({"w": torch.full((2,), float(step))}, f"average_{step}.pt")
+        >>> average_checkpoints(["average_1.pt", "average_2.pt"])["w"]
         tensor([1.5000, 1.5000])
     """
     plan = AveragePlan.read(checkpoints, weights)

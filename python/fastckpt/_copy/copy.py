@@ -75,9 +75,9 @@ def copy_checkpoint(
 
     Example:
         >>> import fastckpt, os, tempfile
-        >>> fastckpt.save({"n": 1}, "/tmp/example.pt")
+        >>> fastckpt.save({"n": 1}, "example.pt")
         >>> with tempfile.TemporaryDirectory() as directory:
-        ...     report = fastckpt.copy_checkpoint("/tmp/example.pt", directory)
+        ...     report = fastckpt.copy_checkpoint("example.pt", directory)
         ...     report.ok, os.listdir(directory)
         (True, ['example.pt'])
     """

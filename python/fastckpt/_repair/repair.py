@@ -87,10 +87,14 @@ def repair(
         ValueError: The step has several .pt files.
 
     Example:
-        >>> import fastckpt
+        >>> import fastckpt, torch
+        >>> fastckpt.save({"a": torch.ones(1000), "b": torch.ones(1000)}, "model.pt")
+        >>> with open("model.pt", "r+b") as file:  # damage the last tensor
+        ...     position = file.seek(-3000, 2)
+        ...     written = file.write(b"????")
         >>> report = fastckpt.repair("model.pt", "salvaged.pt")
-        >>> for tensor in report.tensors:
-        ...     print("lost:", tensor.name)
+        >>> [tensor.name for tensor in report.tensors]  # what is lost
+        ['b']
     """
     source = _one_file(one_path("path", path))
     target = output_path(output, to, 'repair("damaged.pt", "salvaged.pt")')

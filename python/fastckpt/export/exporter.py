@@ -73,13 +73,9 @@ class ModelExporter:
 
         Example:
             >>> import torch, fastckpt
-            >>> fastckpt.save(
-            ...     {"model": {"w": torch.ones(2)}, "optimizer": torch.ones(99)}, "/tmp/c.pt"
-            ... )
-            >>> report = fastckpt.ModelExporter.export_inference_checkpoint(
-            ...     "/tmp/c.pt", "/tmp/i.pt"
-            ... )
-            >>> torch.load("/tmp/i.pt")
+            >>> fastckpt.save({"model": {"w": torch.ones(2)}, "optimizer": torch.ones(99)}, "c.pt")
+            >>> report = fastckpt.ModelExporter.export_inference_checkpoint("c.pt", "i.pt")
+            >>> torch.load("i.pt")
             {'model_state_dict': {'w': tensor([1., 1.])}}
         """
         weights = read_weights(

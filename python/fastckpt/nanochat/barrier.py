@@ -39,7 +39,9 @@ def barrier_commit(checkpoint_dir: _Path, step: int, *, timeout_secs: float = 18
         CheckpointError: As for `load_checkpoint`.
 
     Example:
-        >>> save_checkpoint("runs/d12", 100, model, optimizer, meta, rank=rank)
+        >>> import fastckpt, torch
+        >>> model, optimizer = {"w": torch.ones(2)}, {"exp_avg": torch.zeros(2)}
+        >>> fastckpt.save_checkpoint("runs/d12", 100, model, optimizer, {"step": 100}, rank=0)
         >>> barrier_commit("runs/d12", 100)  # from here on step 100 survives the loss of any rank
     """
     directory = os.fspath(checkpoint_dir)

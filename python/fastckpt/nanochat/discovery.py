@@ -62,7 +62,10 @@ def find_largest_model(checkpoints_dir: _Path) -> str:
         FileNotFoundError: The directory does not exist, or has no subdirectory.
 
     Example:
-        >>> find_largest_model("runs/base_checkpoints")  # holds d12 and d20
+        >>> import os
+        >>> os.makedirs("runs/d12")
+        >>> os.makedirs("runs/d20")
+        >>> find_largest_model("runs")
         'd20'
     """
     tags = [
@@ -96,7 +99,9 @@ def find_last_step(checkpoint_dir: _Path) -> int:
         FileNotFoundError: The directory does not exist, or has no model.
 
     Example:
-        >>> find_last_step("runs/base_checkpoints/d12")  # holds model_000100.pt
+        >>> import fastckpt, torch
+        >>> fastckpt.save_checkpoint("runs/d12", 100, {"w": torch.ones(2)}, None, {"step": 100})
+        >>> find_last_step("runs/d12")
         100
     """
     steps = list_steps(checkpoint_dir)

@@ -68,9 +68,11 @@ def load_checkpoint(
             says. Names both numbers. The step itself is good.
 
     Example:
-        >>> model_data, optimizer_data, meta = load_checkpoint(
-        ...     "runs/d12", 100, "cpu", load_optimizer=True
-        ... )
+        >>> import fastckpt, torch
+        >>> fastckpt.save_checkpoint("runs/d12", 100, {"w": torch.ones(2)}, None, {"step": 100})
+        >>> model_data, optimizer_data, meta = load_checkpoint("runs/d12", 100, "cpu")
+        >>> model_data["w"], optimizer_data, meta
+        (tensor([1., 1.]), None, {'step': 100})
     """
     step = operator.index(step)
     directory = os.fspath(checkpoint_dir)
@@ -142,7 +144,11 @@ def find_last_good_step(
         OSError: A file cannot be read.
 
     Example:
-        >>> find_last_good_step("runs/d12")  # the run was killed while step 200 was being saved
+        >>> import fastckpt, os, torch
+        >>> for step in (100, 200):
+        ...     fastckpt.save_checkpoint("runs/d12", step, {"w": torch.ones(2)}, None, {})
+        >>> os.remove("runs/d12/meta_000200.json")  # as if the run had been killed while it saved
+        >>> find_last_good_step("runs/d12")
         100
     """
     if verify not in ("quick", "full"):

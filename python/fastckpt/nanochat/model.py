@@ -68,7 +68,9 @@ def build_model(
         CheckpointError, FileNotFoundError: As for `load_checkpoint`.
 
     Example:
-        >>> model, tokenizer, meta = build_model("runs/d12", 100, "cpu", "eval")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = build_model("runs/d12", 100, "cpu", "eval")  # doctest: +SKIP
     """
     if phase not in _PHASES:
         raise AssertionError(f"Invalid phase: {phase}")
@@ -133,7 +135,11 @@ def load_model_from_dir(
         IncompleteCheckpointError: No step has a model and a meta of the same save.
 
     Example:
-        >>> model, tokenizer, meta = load_model_from_dir("runs", "cpu", "eval", model_tag="d12")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = load_model_from_dir(
+        ...     "runs", "cpu", "eval", model_tag="d12"
+        ... )  # doctest: +SKIP
     """
     if model_tag is None:
         model_tag = find_largest_model(checkpoints_dir)
@@ -170,7 +176,9 @@ def load_model(source: str, *args: Any, **kwargs: Any) -> tuple[Any, Any, dict[s
         KeyError: `source` is not one of these. Otherwise as for `load_model_from_dir`.
 
     Example:
-        >>> model, tokenizer, meta = load_model("sft", "cpu", phase="eval")
+        With nanochat installed, which has the model and the tokenizer:
+
+        >>> model, tokenizer, meta = load_model("sft", "cpu", phase="eval")  # doctest: +SKIP
     """
     return load_model_from_dir(source_directory(source), *args, **kwargs)
 
@@ -207,7 +215,9 @@ def load_optimizer_state(
         ValueError: The step was saved by another number of ranks, as for `load_checkpoint`.
 
     Example:
-        >>> state = load_optimizer_state("base", "cpu", rank=0)
+        With nanochat's directories on this machine:
+
+        >>> state = load_optimizer_state("base", "cpu", rank=0)  # doctest: +SKIP
     """
     checkpoints_dir = source_directory(source)
     if model_tag is None:

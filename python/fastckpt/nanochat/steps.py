@@ -78,6 +78,9 @@ def save_checkpoint(
             cut.
 
     Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> save_checkpoint(
         ...     "runs/d12", 100, model.state_dict(), optimizer.state_dict(), {"step": 100}
         ... )

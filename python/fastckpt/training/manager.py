@@ -78,7 +78,7 @@ class CheckpointManager:
         >>> model = torch.nn.Linear(2, 2)
         >>> optimizer = torch.optim.AdamW(model.parameters())
         >>> scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10)
-        >>> config = fastckpt.CheckpointConfig("/tmp/example-run", save_total_limit=3)
+        >>> config = fastckpt.CheckpointConfig("runs/a", save_total_limit=3)
         >>> manager = fastckpt.CheckpointManager(config, model, optimizer, scheduler)
         >>> manager.save(epoch=1, step=100, metrics={"val_loss": 2.5}).name
         'checkpoint_epoch0001_step00000100.pt'

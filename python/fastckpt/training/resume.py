@@ -105,7 +105,7 @@ def resume_training(
         >>> import fastckpt, torch
         >>> model = torch.nn.Linear(2, 2)
         >>> optimizer = torch.optim.AdamW(model.parameters())
-        >>> config = fastckpt.CheckpointConfig("/tmp/example", metric_name=None)
+        >>> config = fastckpt.CheckpointConfig("runs/a", metric_name=None)
         >>> manager = fastckpt.CheckpointManager(config, model, optimizer)
         >>> path = manager.save(epoch=0, step=10, metrics={})
         >>> fastckpt.resume_training(path, model, optimizer)["global_step"]
