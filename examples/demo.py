@@ -62,7 +62,7 @@ def title(text: str) -> None:
 
 def start_training(run: Path, *, resume: bool) -> subprocess.Popen[bytes]:
     """Start a child process that trains into `run`."""
-    command = [sys.executable, EXAMPLES / "train.py", run]
+    command = [sys.executable, str(EXAMPLES / "train.py"), str(run)]
     command += ["--steps", str(STEPS), "--save-every", str(SAVE_EVERY)] + ["--resume"] * resume
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 

@@ -54,4 +54,4 @@ def in_terminal(*args: str, env: Mapping[str, str] | None = None) -> tuple[int, 
         while data := os.read(outside, 4096):
             shown += data
     os.close(outside)
-    return process.wait(timeout=30), shown.decode()
+    return process.wait(timeout=200), shown.decode()

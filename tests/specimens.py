@@ -65,7 +65,12 @@ def torch_taking_numbers() -> Iterator[None]:
         for name in ("_reconstruct", "scalar")
         for path in ("numpy.core.multiarray", "numpy._core.multiarray")
     ]
-    classes = [bytes, np.ndarray, np.dtype, *(type(np.dtype(number)) for number in numbers)]
+    classes: list[Any] = [
+        bytes,
+        np.ndarray,
+        np.dtype,
+        *(type(np.dtype(number)) for number in numbers),
+    ]
     with torch.serialization.safe_globals([*functions, *classes]):
         yield
 

@@ -33,7 +33,7 @@ def run(command: list[str], **environment: str) -> str:
         text=True,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.stderr == ""
     return done.stdout

@@ -32,7 +32,7 @@ def command(
         text=True,
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=200,
         **options,
     )
 
@@ -66,7 +66,7 @@ def test_the_command_imports_no_torch_and_no_rich(tmp_path: Path) -> None:
         text=True,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     imported = {
         line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()
@@ -104,7 +104,7 @@ def test_a_full_disk_under_stdout(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
             check=False,
-            timeout=60,
+            timeout=200,
         )
     assert done.returncode == 6
     assert "No space left on device" in done.stderr
@@ -129,7 +129,7 @@ def test_interrupt(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.read(5) == b"ready"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=200)
     assert process.returncode == 130
     assert errors == b"error: interrupted\n"
 

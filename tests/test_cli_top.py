@@ -125,7 +125,7 @@ def test_no_torch_and_no_rich_is_imported() -> None:
         text=True,
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     imported = {
         line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from tests.copied_runs import (
     sums,
     whole,
 )
+from tests.faults.children import wait_for
 from tests.faults.disks import memory_disk, need_memory_disks
 from tests.faults.disks import run as run_program
 
@@ -247,6 +249,15 @@ def test_hidden_names_of_the_destination_belong_to_its_own_saves(runs: Path, to:
 # Kills
 
 
+def has_come_to(count: int, to: Path, child: subprocess.Popen[bytes]) -> bool:
+    return child.poll() is not None or visible_names(to) >= count
+
+
+def visible_names(to: Path) -> int:
+    """Count the files that have been given their names."""
+    return sum(not name.startswith(".") for name in names(to))
+
+
 def test_kills_at_random_moments_leave_whole_steps_and_copying_goes_on(tmp_path: Path) -> None:
     source = tmp_path / "source"
     for step in (1, 2, 3):
@@ -254,7 +265,6 @@ def test_kills_at_random_moments_leave_whole_steps_and_copying_goes_on(tmp_path:
     managed(source, 4, 5, best=4)
     expected = sums(source)
     rng = random.Random(5)
-    seconds = 0.0
     stages = set()
     for case in range(5):
         to = tmp_path / f"to{case}"
@@ -264,19 +274,20 @@ def test_kills_at_random_moments_leave_whole_steps_and_copying_goes_on(tmp_path:
             with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
                 assert child.stdout is not None
                 assert child.stdout.readline() == b"go\n"
-                started = time.monotonic()
                 if case:
-                    time.sleep(rng.uniform(0, seconds * 0.7))
+                    # Somewhere in the copy of one of its files.
+                    there = visible_names(to) + rng.randrange(6)
+                    wait_for(partial(has_come_to, there, to, child))
+                    time.sleep(rng.uniform(0, 0.01))
                     child.send_signal(signal.SIGKILL)
-                child.wait(60)
-                seconds = seconds or time.monotonic() - started
+                child.wait(200)
             visible = {int(path.stem[-6:]) for path in to.glob("model_*.pt")}
             assert all(whole(to, step) == 10 + step for step in visible)
             for path in to.iterdir() if to.exists() else ():
                 if not path.name.startswith("."):
                     digest = hashlib.sha256(path.read_bytes()).hexdigest()
                     assert digest == expected[path.name], path.name
-            stages.add(len([name for name in names(to) if not name.startswith(".")]))
+            stages.add(visible_names(to))
         report = copy_checkpoint(source, to)
         assert report.ok
         fastckpt.collect_garbage(to)

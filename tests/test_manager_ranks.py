@@ -6,7 +6,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ import pytest
 import torch
 from tests.faults.children import start
 from tests.manager_runs import Weights, manager_of, messages, names, steps_in
+from tests.rendezvous import Rendezvous, rendezvous
 from torch import distributed
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 import fastckpt
 
@@ -25,18 +25,16 @@ WORLD_SIZE = 2
 
 
 @pytest.fixture
-def port() -> int:
-    store = TCPStore("127.0.0.1", 0, 1, is_master=True)
-    free: int = store.port
-    del store
-    return free
+def meeting() -> Iterator[Rendezvous]:
+    with rendezvous() as found:
+        yield found
 
 
-def in_ranks(port: int, work: Callable[[int], Any]) -> list[Any]:
+def in_ranks(meeting: Rendezvous, work: Callable[[int], Any]) -> list[Any]:
     """Run `work(rank)` in a process for each rank of a gloo group; return what they return."""
 
     def run(rank: int) -> Any:
-        store = TCPStore("127.0.0.1", port, WORLD_SIZE, rank == 0)
+        store = meeting.store(rank, WORLD_SIZE)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
         value = work(rank)
         # The master's store has to live as long as others ask it.
@@ -64,7 +62,7 @@ def name(step: int, rank: int = 0) -> str:
     return f"checkpoint_epoch0000_step{step:08d}" + (f"_rank{rank}.pt" if rank else ".pt")
 
 
-def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, port: int) -> None:
+def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, meeting: Rendezvous) -> None:
     def save(rank: int) -> list[float]:
         seed_all(rank)
         manager = manager_of(tmp_path, Weights(rank + 1), save_total_limit=2)
@@ -76,7 +74,7 @@ def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, port: int) -> No
             distributed.barrier()
         return draw()
 
-    expected = in_ranks(port, save)
+    expected = in_ranks(meeting, save)
     assert expected[0] != expected[1]
     # Of the deleted ones nothing is left, of any rank; the weights are those of rank 0.
     kept = [name(step, rank) for step in (20, 30, 40) for rank in (0, 1)]
@@ -95,56 +93,56 @@ def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, port: int) -> No
         drawn = draw()
         return [drawn, manager.load_best().skipped, draw() == drawn]
 
-    found = in_ranks(port, resume)
+    found = in_ranks(meeting, resume)
     assert found == [[numbers, {}, False] for numbers in expected]
 
 
-def test_numbers_of_another_save_are_not_taken(tmp_path: Path, port: int) -> None:
+def test_numbers_of_another_save_are_not_taken(tmp_path: Path, meeting: Rendezvous) -> None:
     """A rank's file of an earlier save of the same step, of which the rank never came to the later."""
 
     def save(rank: int) -> None:
         seed_all(rank)
         manager_of(tmp_path, metric_name=None).save(0, 10, {})
 
-    in_ranks(port, save)
+    in_ranks(meeting, save)
     shutil.copy(tmp_path / name(10, 1), tmp_path / "old")
-    in_ranks(port, save)
+    in_ranks(meeting, save)
     os.replace(tmp_path / "old", tmp_path / name(10, 1))
 
     def resume(rank: int) -> dict[str, str]:
         return manager_of(tmp_path, metric_name=None).load().skipped
 
-    skipped = in_ranks(port, resume)
+    skipped = in_ranks(meeting, resume)
     assert skipped[0] == {}
     assert skipped[1] == {
         "RNG": f"the states of rank 1 cannot be read: {tmp_path / name(10, 1)} is of another save "
         f"than {tmp_path / name(10)}"
     }
     (tmp_path / name(10, 1)).unlink()
-    skipped = in_ranks(port, resume)
+    skipped = in_ranks(meeting, resume)
     assert "No such file" in skipped[1]["RNG"]
 
 
 def test_another_number_of_ranks_is_said(
-    tmp_path: Path, port: int, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, meeting: Rendezvous, caplog: pytest.LogCaptureFixture
 ) -> None:
-    in_ranks(port, lambda _rank: bool(manager_of(tmp_path, metric_name=None).save(0, 10, {})))
+    in_ranks(meeting, lambda _rank: bool(manager_of(tmp_path, metric_name=None).save(0, 10, {})))
     resumed = manager_of(tmp_path, metric_name=None).load()
     assert "torch RNG" in resumed.restored
     assert list(resumed.skipped) == ["RNG of all ranks"]
     assert "2 ranks have saved, and 1 resume" in messages(caplog)[0]
 
 
-def test_without_rng_states_other_ranks_write_nothing(tmp_path: Path, port: int) -> None:
+def test_without_rng_states_other_ranks_write_nothing(tmp_path: Path, meeting: Rendezvous) -> None:
     def save(rank: int) -> None:
         manager = manager_of(tmp_path, metric_name=None, save_rng_state=False)
         assert manager.save(0, 10, {}) == tmp_path / name(10)
 
-    in_ranks(port, save)
+    in_ranks(meeting, save)
     assert names(tmp_path) == [name(10)]
 
 
-def test_all_ranks_save_only_what_is_better(tmp_path: Path, port: int) -> None:
+def test_all_ranks_save_only_what_is_better(tmp_path: Path, meeting: Rendezvous) -> None:
     def save(rank: int) -> list[bool]:
         manager = manager_of(tmp_path, save_best_only=True)
         distributed.barrier()
@@ -152,11 +150,13 @@ def test_all_ranks_save_only_what_is_better(tmp_path: Path, port: int) -> None:
         # No barrier in between: a rank may see the files of one that is ahead.
         return [manager.save(0, step, {"val_loss": loss}) is not None for step, loss in losses]
 
-    assert in_ranks(port, save) == [[True, False, True, False, True]] * WORLD_SIZE
+    assert in_ranks(meeting, save) == [[True, False, True, False, True]] * WORLD_SIZE
     assert steps_in(tmp_path) == [0, 2, 4]
 
 
-def test_a_signal_to_one_rank_lets_all_save_the_same_step(tmp_path: Path, port: int) -> None:
+def test_a_signal_to_one_rank_lets_all_save_the_same_step(
+    tmp_path: Path, meeting: Rendezvous
+) -> None:
     def train(rank: int) -> list[Any]:
         # Children of a process that did not reset it may inherit another.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -171,14 +171,14 @@ def test_a_signal_to_one_rank_lets_all_save_the_same_step(tmp_path: Path, port: 
                     break
         return [step, preemption.is_saved]
 
-    assert in_ranks(port, train) == [[7, True]] * WORLD_SIZE
+    assert in_ranks(meeting, train) == [[7, True]] * WORLD_SIZE
     assert names(tmp_path) == [name(7), name(7, 1)]
 
 
-def test_clocks_of_ranks_need_not_agree(tmp_path: Path, port: int) -> None:
+def test_clocks_of_ranks_need_not_agree(tmp_path: Path, meeting: Rendezvous) -> None:
     def train(rank: int) -> list[bool]:
         secs = 1e-9 if rank == 1 else 1e9
         manager = manager_of(tmp_path, metric_name=None, save_every_secs=secs)
         return [manager.should_save(step) for step in range(1, 4)]
 
-    assert in_ranks(port, train) == [[True] * 3] * WORLD_SIZE
+    assert in_ranks(meeting, train) == [[True] * 3] * WORLD_SIZE

@@ -362,3 +362,20 @@ def test_strict_false_loads_what_fits_and_lists_the_rest(tmp_path: Path) -> None
     report = fastckpt.resume_training(path, net, sgd, strict=False)
     assert "another kind of optimizer" in report.skipped["optimizer"]
     assert sgd.param_groups[0]["lr"] == 0.1
+
+
+def test_the_order_is_seen_through_what_is_around_the_model(tmp_path: Path) -> None:
+    net = Net({"a": 2, "b": 2}, 0)
+    train(net, optimizer := torch.optim.AdamW(net.parameters(), lr=0.01))
+    path = saved(tmp_path, net, optimizer)
+    wrappers: list[Any] = [nn.DataParallel, lambda model: torch.compile(model, backend="eager")]
+    for wrap in wrappers:
+        other = Net({"b": 2, "a": 2}, 1)
+        around: Any = wrap(other)
+        mine = torch.optim.AdamW(around.parameters(), lr=0.01)
+        report = fastckpt.resume_training(path, around, mine)
+        assert "put into the order" in report.adjusted["optimizer"]
+        assert_same(mine.state[other.a.weight], optimizer.state[net.a.weight])
+        mine = torch.optim.AdamW(around.parameters(), lr=0.01)
+        with pytest.raises(StateMismatchError, match="change places"):
+            fastckpt.resume_training(without_names(path), around, mine)

@@ -696,7 +696,7 @@ def test_kills_at_random_moments_leave_whole_checkpoints(tmp_path: Path) -> None
             if case:
                 time.sleep(rng.uniform(0, seconds))
                 child.send_signal(signal.SIGKILL)
-            child.wait(60)
+            child.wait(200)
         if not case:
             seconds = time.monotonic() - started
         left = steps(directory)

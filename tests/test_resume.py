@@ -28,7 +28,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths)))
     for role in ("whole", "resume"):
         command = [sys.executable, "-W", "ignore", "-m", "tests.resume_runs", role, str(directory)]
-        subprocess.run(command, check=True, env=environment, timeout=100)
+        subprocess.run(command, check=True, env=environment, timeout=200)
     return directory
 
 
@@ -85,7 +85,7 @@ def test_every_file_loads_with_plain_torch_load(runs: Path) -> None:
         "    assert contents['model_config'] == {'features': 8}\n"
         "    assert contents['config']['metric_name'] == 'loss'\n"
     )
-    subprocess.run([sys.executable, "-c", script, *map(str, files)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, *map(str, files)], check=True, timeout=200)
 
 
 class HalfPrecision(torch.optim.Optimizer):

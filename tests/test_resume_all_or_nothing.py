@@ -406,3 +406,23 @@ def test_what_has_no_state_dict_is_refused_at_once(tmp_path: Path) -> None:
     ):
         with pytest.raises(TypeError, match=words):
             fastckpt.CheckpointManager(tmp_path, *arguments)
+
+
+def test_a_model_without_parameters_is_one(tmp_path: Path) -> None:
+    path = fastckpt.CheckpointManager(tmp_path, nn.ReLU()).save(0, 0, {"val_loss": 1})
+    assert path is not None
+    assert fastckpt.resume_training(path, nn.ReLU()).restored[0] == "model"
+
+
+def test_a_module_that_converts_what_it_loads_decides_by_itself(tmp_path: Path) -> None:
+    class Quantized(nn.Linear):
+        def _load_from_state_dict(self, state: Any, prefix: str, *rest: Any) -> None:
+            state[f"{prefix}weight"] = state[f"{prefix}weight"].half()
+            super()._load_from_state_dict(state, prefix, *rest)
+
+    path = fastckpt.CheckpointManager(tmp_path, nn.Sequential(nn.Linear(2, 2))).save(
+        0, 0, {"val_loss": 1}
+    )
+    assert path is not None
+    model = nn.Sequential(Quantized(2, 2, dtype=torch.float16))
+    assert fastckpt.resume_training(path, model).adjusted == {}

@@ -119,7 +119,7 @@ def test_numpy_is_not_imported_for_a_save() -> None:
         "states['numpy'] = {'bit_generator': 'MT19937'}\n"
         "assert restore_rng(states, {})[1]['numpy RNG'] == 'numpy is not installed here'\n"
     )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=100)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=200)
 
 
 def test_what_does_not_fit_is_said() -> None:

@@ -96,7 +96,7 @@ def test_the_process_writes_sums_to_stdout_and_the_rest_to_stderr(tmp_path: Path
         [sys.executable, "-m", "fastckpt", "verify", "--sha256", str(tmp_path)],
         capture_output=True,
         check=True,
-        timeout=60,
+        timeout=200,
     )
     assert done.stdout == sums_of(tmp_path)[1]
     assert done.stderr.startswith(b"OK: 5 files")

@@ -96,7 +96,7 @@ def in_child(work: Callable[[], object]) -> int:
     return child
 
 
-def wait_for(ready: Callable[[], bool], timeout_secs: float = 30) -> None:
+def wait_for(ready: Callable[[], bool], timeout_secs: float = 100) -> None:
     """Return when `ready` says so."""
     ends = time.monotonic() + timeout_secs
     while not ready():
@@ -104,7 +104,7 @@ def wait_for(ready: Callable[[], bool], timeout_secs: float = 30) -> None:
         time.sleep(_POLL_SECS)
 
 
-def exit_code(child: int, timeout_secs: float = 60) -> int:
+def exit_code(child: int, timeout_secs: float = 200) -> int:
     """Wait for a child; one that hangs is killed, and counts as failed."""
     ends = time.monotonic() + timeout_secs
     while time.monotonic() < ends:
@@ -124,7 +124,7 @@ class Child:
     number: int
     report: int
 
-    def outcome(self, timeout_secs: float = 60) -> Outcome:
+    def outcome(self, timeout_secs: float = 200) -> Outcome:
         """Wait until it has ended."""
         try:
             code = exit_code(self.number, timeout_secs)
@@ -169,7 +169,7 @@ def start(work: Callable[[], Any], *, user: int | None = None, close_files: bool
 def run_in_child(
     work: Callable[[], Any],
     *,
-    timeout_secs: float = 60,
+    timeout_secs: float = 200,
     user: int | None = None,
     close_files: bool = False,
 ) -> Outcome:

@@ -31,7 +31,7 @@ _MAKE = {
 _MOUNT = {"exfat": ["mount.exfat-fuse"]}
 
 # How long a device may be busy with its last requests, or with somebody's look at it.
-_BUSY_SECS = 20.0
+_BUSY_SECS = 60.0
 
 
 def need_loop_disks(*file_systems: str) -> None:
@@ -174,7 +174,7 @@ def memory_disk(directory: Path, kind: str, options: str = "defaults") -> Iterat
 
 def run(*command: str | Path) -> str:
     """Run a program; returns what it printed, and raises what it complained about."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: {done.stderr.strip()}")
     return done.stdout

@@ -72,7 +72,7 @@ def in_group(group: Path, work: Callable[[], Any]) -> Outcome:
         (group / "cgroup.procs").write_text(str(os.getpid()))
         return work()
 
-    return run_in_child(enter_and_work, timeout_secs=100)
+    return run_in_child(enter_and_work, timeout_secs=200)
 
 
 def anonymous_nbytes() -> int:
@@ -161,7 +161,7 @@ def test_loading_takes_the_tensors_once(tmp_path: Path) -> None:
         assert nbytes == TENSORS_NBYTES
         return peak_nbytes()
 
-    outcome = run_in_child(load, timeout_secs=100)
+    outcome = run_in_child(load, timeout_secs=200)
     assert outcome.ok, outcome
     # The tensors themselves, which the watch has seen, and little more.
     assert TENSORS_NBYTES * 9 // 10 < outcome.value <= TENSORS_NBYTES + REST_NBYTES

@@ -23,7 +23,7 @@ _QUICK_STRIDE = 17
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new() -> None:
     need_program("gcc")
     scenes = save_scenes(random.Random(SEED), RANKS)

@@ -74,7 +74,7 @@ ENDING_CHILD = textwrap.dedent(
 def test_a_child_that_ends_during_the_save_takes_nothing_with_it(tmp_path: Path) -> None:
     path = tmp_path / "parent.pt"
     command = [sys.executable, "-W", "ignore", "-c", ENDING_CHILD, str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     code, name = result.stdout.split()
     assert code == "0", result.stderr
     assert name.endswith(".tmp")

@@ -83,7 +83,7 @@ def test_the_order_is_proof_name_name_of_the_best_deletion() -> None:
         assert any(one[0] == kind and name in (None, one[1]) for one in found), (kind, name, steps)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(400)
 def test_a_few_kills_and_errors_of_a_new_best() -> None:
     need_program("gcc")
     with fast_directory() as directory:

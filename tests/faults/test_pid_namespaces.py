@@ -17,14 +17,15 @@ from tests.faults.requirements import need_program, need_root
 _SAVER = """
 import os, sys, time
 import fastckpt, torch
-role, directory, begins = sys.argv[1], sys.argv[2], float(sys.argv[3])
+role, directory = sys.argv[1:]
 tensor = torch.full((2_000_000,), ord(role), dtype=torch.int64)
 def progress(done, total):
     if role == "B" and done == total:
         time.sleep(3)
     if role == "C" and done < total:
         time.sleep(3)
-time.sleep(max(0.0, begins - time.time()))
+print("ready", flush=True)
+sys.stdin.readline()
 path = f"{directory}/{role}.pt"
 fastckpt.save({"who": role, "t": tensor}, path, threads=1, progress=progress)
 found = fastckpt.load(path)
@@ -55,7 +56,7 @@ def need_pid_namespaces() -> None:
 
 
 def ends_well(processes: list[subprocess.Popen[str]]) -> None:
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
     for output, process in zip(outputs, processes, strict=True):
         # Process 1, or one of the next below the tracer.
         assert re.fullmatch(r"[1-9] saved\n", output), output
@@ -66,26 +67,36 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*_OWN_PID_NAMESPACE, *arguments],
         text=True,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_saver_whose_file_was_swept_takes_none_of_another_with_it(tmp_path: Path) -> None:
     need_pid_namespaces()
-    begins = time.time() + 12
     delayed = ["strace", "-f", "-o", "/dev/null", "-e", "trace=flock"]
     delayed += ["-e", "inject=flock:delay_enter=2000000:when=1"]
     savers = [
-        start([*tracer, sys.executable, "-c", _SAVER, role, str(tmp_path), str(begins + after)])
-        for role, after, tracer in [("A", 0.0, delayed), ("B", 0.7, []), ("C", 2.5, [])]
+        start([*tracer, sys.executable, "-c", _SAVER, role, str(tmp_path)])
+        for role, tracer in [("A", delayed), ("B", []), ("C", [])]
     ]
+    for saver in savers:
+        assert saver.stdout is not None
+        assert saver.stdout.readline() == "ready\n"
+    for saver, delay_secs in zip(savers, [0.0, 0.7, 1.8], strict=True):
+        time.sleep(delay_secs)
+        assert saver.stdin is not None
+        saver.stdin.write("\n")
+        saver.stdin.flush()
     ends_well(savers)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A.pt", "B.pt", "C.pt"]
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_processes_of_one_number_save_to_one_directory(tmp_path: Path) -> None:
     need_pid_namespaces()
     savers = [

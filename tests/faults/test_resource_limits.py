@@ -153,7 +153,7 @@ def test_few_open_files(directory: Path) -> None:
         values = range(_FILES_OPEN, _FILES_OPEN + 16)
         return {value: try_all(directory, resource.RLIMIT_NOFILE, value) for value in values}
 
-    outcome = run_in_child(work, close_files=True, timeout_secs=100)
+    outcome = run_in_child(work, close_files=True, timeout_secs=200)
     assert outcome.ok, outcome
     tally = tally_of(outcome.value, "open files:")
     assert_both_occur(tally, *(name for name in verbs(directory) if name != "verify"))
@@ -291,7 +291,7 @@ def test_files_may_only_be_so_large(directory: Path, tmp_path: Path) -> None:
             cases[value] = try_all(directory, resource.RLIMIT_FSIZE, value)
         return cases
 
-    outcome = run_in_child(work, timeout_secs=100)
+    outcome = run_in_child(work, timeout_secs=200)
     assert outcome.ok, outcome
     tally = tally_of(outcome.value, "bytes of a file:")
     assert_both_occur(tally, "save", "save without sync", "save a step")

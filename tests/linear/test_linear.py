@@ -36,7 +36,7 @@ RETRIES = 2
 MIB = 1 << 20
 # What a file of less than a megabyte may take at most.
 MEMORY_NBYTES = 256 * MIB
-TIMEOUT_SECS = 60
+TIMEOUT_SECS = 200
 
 
 def opcodes_of(work: Callable[[], object]) -> int:

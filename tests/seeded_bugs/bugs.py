@@ -212,7 +212,7 @@ BUGS = (
     Bug(
         "replaced-files-not-kept",
         "python/fastckpt/nanochat/steps.py",
-        "        keep_replaced(commit, directory, step, names, files.identity.save_id)\n",
+        "        keep_replaced(commit, directory, step, names, files.mark.save_id)\n",
         "",
         (_torn_steps("test_the_old_save_is_loaded_until_the_new_one_is_whole"),),
     ),

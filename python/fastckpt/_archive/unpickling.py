@@ -28,6 +28,7 @@ from .placement import MapLocation, Restore
 
 # How strings that Python 2 has pickled are decoded; torch.load's default.
 _ENCODING = "utf-8"
+_OF_NUMPY = "Of numpy, arrays, scalars and dtypes of numbers and bools are taken.\n"
 # See https://github.com/pytorch/pytorch/pull/51633: the module has moved.
 _MOVED_MODULES = {"torch.tensor": "torch._tensor"}
 
@@ -364,8 +365,9 @@ def _text(value: object) -> object:
 
 def refusal(path: str, reason: str) -> str:
     """Say why weights_only=True does not take a file, and what can be done, in torch's words."""
+    numbers = _OF_NUMPY if "numpy" in reason else ""
     return (
-        f"{path}: Weights only load failed. {reason.removeprefix(f'{path}: ')}\n"
+        f"{path}: Weights only load failed. {reason.removeprefix(f'{path}: ')}\n{numbers}"
         "If you trust the source of the file, fastckpt.load(..., weights_only=False) loads it; "
         "doing so can execute any code that the file holds. The documentation of torch.load "
         "lists the types that weights_only=True accepts: "

@@ -11,7 +11,7 @@ from fastckpt._archive.byte_order import refuse_foreign_byte_order
 from fastckpt._contents.outline import read_outline, walk
 from fastckpt._contents.state_dicts import find_state_dict
 from fastckpt._named_step import model_file
-from fastckpt._native import Archive, Opaque, TensorInfo, arithmetic
+from fastckpt._native import Archive, ArrayInfo, Opaque, TensorInfo, arithmetic
 from fastckpt._steps.survey import survey_steps
 from fastckpt.errors import ContentsError
 
@@ -68,7 +68,7 @@ def extra_of(state: dict[str, Any], path: str) -> dict[str, Any]:
     extra = {name: value for name, value in state.items() if not isinstance(value, TensorInfo)}
     for name, value in extra.items():
         for _, leaf in walk(value):
-            if isinstance(leaf, (Opaque, TensorInfo)):
+            if isinstance(leaf, (ArrayInfo, Opaque, TensorInfo)):
                 raise ContentsError(
                     f"{path}: the extra state {name} is not a plain value, and cannot be taken over",
                     path=path,

@@ -1,7 +1,8 @@
 """What a .pt file holds, read without its tensors and without torch.
 
 An outline is the saved object itself, with a `TensorInfo` in the place of each tensor, a `StorageInfo` in
-the place of each bare storage, and an `Opaque` in the place of whatever else is not Python's own.
+the place of each bare storage, an `ArrayInfo` in the place of each array of numpy, and an `Opaque` in the
+place of whatever else is not Python's own. A scalar of numpy is the number that it is equal to.
 """
 
 from __future__ import annotations

@@ -6,12 +6,11 @@ Works on outlines, on loaded objects and on the JSON of a meta file. Imports no 
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastckpt._native import Opaque, StorageInfo, TensorInfo
+from fastckpt._native import ArrayInfo, Opaque, StorageInfo, TensorInfo
 
 from .paths import INT_BITS_MAX, below, int_text
 from .state_dicts import is_optimizer_state, is_state_dict
@@ -43,20 +42,6 @@ _SETTINGS = {
     *("device_batch_size", "max_seq_len", "total_batch_size", "seed", "world_size"),
     # What was the best before, in a CheckpointManager's file: not of this checkpoint.
     "best_metric",
-}
-# numpy's scalar types, as the constructor of its dtype is called in a pickle.
-_NUMPY_FORMATS = {
-    "f2": "<e",
-    "f4": "<f",
-    "f8": "<d",
-    "i1": "<b",
-    "i2": "<h",
-    "i4": "<i",
-    "i8": "<q",
-    "u1": "<B",
-    "u2": "<H",
-    "u4": "<I",
-    "u8": "<Q",
 }
 
 
@@ -172,11 +157,13 @@ def _add_leaf(found: PlainValues, name: str, value: Any) -> bool:
         if value.numel == 1:
             found.scalar_tensors[name] = value
         return True
-    if isinstance(value, Opaque) and value.parts:
-        number = _numpy_number(value)
-        if number is not None:
-            found.values[name] = number
-        return number is not None
+    if isinstance(value, ArrayInfo):
+        number = value.item()
+        if number is None:
+            found.omitted[name] = value.numel
+        else:
+            found.values[name] = _scalar(number)
+        return True
     if isinstance(value, (bytes, bytearray)):
         found.omitted[name] = len(value)
         return True
@@ -233,24 +220,3 @@ def _hidden_keys(name: str, value: Mapping[Any, Any]) -> set[str]:
         return {"state"}
     # The numbers of the parameters that a group of an optimizer has.
     return {"params"} if "param_groups." in name else set()
-
-
-def _numpy_number(value: Opaque) -> int | float | None:
-    """Decode a numpy scalar, as in {"val_loss": np.mean(losses)}; None for anything else."""
-    if not value.name.endswith(".multiarray.scalar") or len(value.parts) != 1:
-        return None
-    arguments = value.parts[0]
-    if not isinstance(arguments, tuple) or len(arguments) != 2:
-        return None
-    dtype, data = arguments
-    if not isinstance(dtype, Opaque) or dtype.name != "numpy.dtype" or not dtype.parts:
-        return None
-    code = dtype.parts[0][0] if isinstance(dtype.parts[0], tuple) and dtype.parts[0] else None
-    order = dtype.parts[1] if len(dtype.parts) > 1 else None
-    if isinstance(order, tuple) and ">" in order:
-        return None
-    layout = _NUMPY_FORMATS.get(code) if isinstance(code, str) else None
-    if layout is None or not isinstance(data, bytes) or len(data) != struct.calcsize(layout):
-        return None
-    number = struct.unpack(layout, data)[0]
-    return number if isinstance(number, (int, float)) else None

@@ -10,7 +10,7 @@ import reprlib
 import sys
 from typing import Any
 
-from fastckpt._native import Opaque, TensorInfo
+from fastckpt._native import ArrayInfo, Opaque, TensorInfo
 from fastckpt.errors import ContentsError
 
 #: Keys under which training scripts put the model, in the order in which they are looked for.
@@ -97,6 +97,8 @@ def describe_root(root: Any) -> str:
         return "the state of an optimizer"
     if is_tensor(root):
         return "a tensor"
+    if isinstance(root, ArrayInfo):
+        return "an array of numpy"
     if isinstance(root, Opaque):
         return f"an object of {root.name}"
     if not isinstance(root, dict):

@@ -24,6 +24,7 @@ from fastckpt._contents.views import distinct_elements
 from fastckpt._named_step import find_step
 from fastckpt._native import (
     Archive,
+    ArrayInfo,
     Comparison,
     Opaque,
     PlainFile,
@@ -269,7 +270,9 @@ def _values_of(root: Any) -> dict[str, str]:
     for keys, leaf in walk(root):
         if isinstance(leaf, TensorInfo):
             continue
-        if isinstance(leaf, Opaque):
+        if isinstance(leaf, ArrayInfo):
+            written = _written_array(leaf)
+        elif isinstance(leaf, Opaque):
             written = f"<{leaf.name}>"
         elif isinstance(leaf, (str, bytes, bytearray)) and len(leaf) > _WRITTEN_LENGTH_MAX:
             if id(leaf) not in long:
@@ -279,6 +282,14 @@ def _values_of(root: Any) -> dict[str, str]:
             written = _written(leaf)
         values[free_name(dotted(keys) or "<root>", values, numbers)] = written
     return values
+
+
+def _written_array(array: ArrayInfo) -> str:
+    """Return the kind of an array of numpy, and what tells its elements from others."""
+    order = ", order F" if array.order == "F" else ""
+    digest = hashlib.sha256(array.data).hexdigest()
+    shape = list(array.shape)
+    return f"<numpy array of {array.dtype}, shape {shape}{order} (SHA-256 {digest})>"
 
 
 def _digest(value: str | bytes | bytearray) -> str:

@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
+from fastckpt._bare_model import bare_name, unwrap
+
 from .param_names import names_of_optimizer
 from .rng import Generator, capture_rng
 
@@ -133,13 +137,18 @@ def form_of(part: Any) -> str:
 
 
 def named_parameters(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the parameters of a model, or of several, with their names; of several, the key in front."""
-    for what, member in members("", model):
+    """Yield the parameters of a model, or of several, with their names; of several, the key in front.
+
+    The names are those of the bare model, whatever is around it or around its parts.
+    """
+    several = _items(model) if is_several(model) else [("", model)]
+    for key, member in several:
         named: Callable[[], Iterable[tuple[str, Any]]] | None
-        named = getattr(member, "named_parameters", None)
-        prefix = f"{what[1:-1].strip(chr(39))}." if what else ""
+        named = getattr(
+            unwrap(member) if isinstance(member, nn.Module) else member, "named_parameters", None
+        )
         for name, parameter in named() if callable(named) else ():
-            yield prefix + name, parameter
+            yield f"{key}.{bare_name(name)}" if is_several(model) else bare_name(name), parameter
 
 
 def class_name(member: Any) -> str:

@@ -8,7 +8,7 @@
 //! [`average`] and [`compare`] look at the elements of tensors as numbers ([`numeric`], [`views`]). All
 //! of them reach files through the traits in [`files`] only, and run their threads through [`job`].
 //!
-//! `unsafe` lives in [`mapping`], [`memory`], `files/real.rs` and `read/staged.rs`.
+//! `unsafe` lives in [`mapping`], [`memory`], `files/real/` and `read/staged.rs`.
 #![deny(unsafe_code)]
 
 pub mod average;

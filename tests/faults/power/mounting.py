@@ -21,7 +21,7 @@ _LOOP_CONFIG = struct.Struct("<I 4x 52x I 240x")
 
 # <sys/mount.h>
 _MNT_DETACH = 2
-_BUSY_SECS = 10.0
+_BUSY_SECS = 60.0
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -109,7 +109,10 @@ class _Differences:
 
     def __init__(self, model: nn.Module, state: Mapping[str, Any]) -> None:
         present = model.state_dict()
-        self.is_plain = _is_plain(model)
+        own_ways = _of_their_own_ways(model)
+        self._own_ways = tuple(f"{name}." if name else "" for name in own_ways)
+        # Only torch's code takes part in loading: then what fits cannot fail.
+        self.is_plain = not own_ways
         self._takes_as_it_is = all(
             type(module)._load_from_state_dict in _BY_NAME for module in model.modules()
         )
@@ -174,21 +177,23 @@ class _Differences:
             self.shapes[name] = (
                 f"shape {tuple(saved.shape)} in the checkpoint, {tuple(present.shape)} here"
             )
-        elif present.dtype != saved.dtype:
+        elif present.dtype != saved.dtype and not name.startswith(self._own_ways):
             words = f"{_dtype(saved)} in the checkpoint, {_dtype(present)} here"
             (self.widened if _holds_all(present.dtype, saved.dtype) else self.lossy)[name] = words
 
 
-def _is_plain(model: nn.Module) -> bool:
-    """Whether only torch's own code takes part in loading, and no hook: then what fits cannot fail."""
-    for module in model.modules():
-        if any(getattr(module, hooks, None) for hooks in _HOOKS):
-            return False
-        for name in _OWN_WAYS:
-            function = getattr(type(module), name, None)
-            if not str(getattr(function, "__module__", "")).startswith("torch."):
-                return False
-    return True
+def _of_their_own_ways(model: nn.Module) -> list[str]:
+    """Return the names of the modules in whose loading other code than torch's takes part."""
+    return [name for name, module in model.named_modules() if not _is_torchs(module)]
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    functions: list[Any] = [getattr(type(module), name, None) for name in _OWN_WAYS]
+    for hooks in _HOOKS:
+        # torch puts what was registered into a wrapper of its own.
+        registered = (getattr(module, hooks, None) or {}).values()
+        functions += [getattr(hook, "hook", hook) for hook in registered]
+    return all(str(getattr(one, "__module__", "")).startswith("torch.") for one in functions)
 
 
 def _holds_all(wide: torch.dtype, narrow: torch.dtype) -> bool:

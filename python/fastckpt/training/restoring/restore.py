@@ -130,8 +130,10 @@ class _Plan:
     ) -> None:
         """Plan each object of a part; nothing is to be said of what is on neither side."""
         part, states = getattr(self._parts, what), self._state(what)
-        if part is None or not is_state(states):
-            if part is not None and what == "model" and list(members(what, part)):
+        # A model without parameters has an empty state.
+        is_there = is_state(states) or (what == "model" and states is not None)
+        if part is None or not is_there:
+            if part is not None and what == "model":
                 raise StateMismatchError(f"{self._path} has no state of the model")
             if part is not None:
                 self.report.skip(what, _NO_STATE)
