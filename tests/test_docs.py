@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.documented_pages import ROOT, Page, alike, commands_in, differing_shapes, pages
 
+import fastckpt
+
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -72,6 +74,15 @@ def test_every_page_is_listed() -> None:
     listed = LINK.findall((ROOT / "docs/README.md").read_text())
     there = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert there <= set(listed)
+
+
+def test_every_error_has_its_place_in_troubleshooting() -> None:
+    headings = " ".join(HEADING.findall((ROOT / "docs/troubleshooting.md").read_text()))
+    public = (getattr(fastckpt, name) for name in fastckpt.__all__)
+    errors = {
+        each.__name__ for each in public if isinstance(each, type) and issubclass(each, Exception)
+    }
+    assert {name for name in errors - {"CheckpointError"} if name not in headings} == set()
 
 
 # The comparisons themselves: what they let through, and what not.
