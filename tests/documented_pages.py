@@ -51,7 +51,7 @@ NUMBER = re.compile(r"\b\d+-\d+\b|-?(?:\d+\.\d+(?:e[+-]?\d+)?|\d{1,3}(?:,\d{3})+
 RATE = re.compile(r",? *\d+(?:\.\d+)? [kMGT]?B/s", re.ASCII)
 # How figures are set depends on how wide they are.
 SPACES = re.compile(r"[ \t]+")
-# A line of an output that stands for any number of lines.
+# Stands for any text within a line, and by itself for any number of lines.
 ELLIPSIS = "..."
 
 
@@ -219,7 +219,8 @@ def comparable(text: str) -> list[str]:
 def alike(said: str, found: str) -> bool:
     """Whether an output is what the page says, except for figures."""
     patterns = (
-        "(?:.*\n)*?" if line == ELLIPSIS else re.escape(line) + "\n" for line in comparable(said)
+        "(?:.*\n)*?" if line == ELLIPSIS else re.escape(line).replace(r"\.\.\.", ".*") + "\n"
+        for line in comparable(said)
     )
     return (
         re.fullmatch("".join(patterns), "".join(f"{line}\n" for line in comparable(found)))

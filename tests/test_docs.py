@@ -97,6 +97,7 @@ def test_every_error_has_its_place_in_troubleshooting() -> None:
         ("bytes  144715328-154152511\n", "bytes  70016-80255\n"),
         ("one\n...\nlast\n", "one\nanything\n\nat all\nlast\n"),
         ("one\n...\nlast\n", "one\nlast\n"),
+        ("record ... is compressed\n", "record code/linear.py is compressed\n"),
     ],
 )  # fmt: skip
 def test_figures_may_differ(said: str, found: str) -> None:
