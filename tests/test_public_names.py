@@ -40,6 +40,7 @@ ERRORS = [
     fastckpt.CommitUnknownError(errno.EIO, "what", "a.pt"),
     fastckpt.MissingChecksumWarning("what"),
     fastckpt.MissingMetricError("what"),
+    fastckpt.StateMismatchError("what"),
     fastckpt.UnknownMetricError("nope", ["val_loss"], "runs"),
 ]
 

@@ -13,43 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.random_numbers import draw_all, make_generators, through_a_file
 
-import fastckpt
-from fastckpt.training.rng import (
-    capture_rng,
-    check_generators,
-    restore_rng,
-)
-
-
-def through_a_file(states: dict[str, Any], directory: Path) -> Any:
-    fastckpt.save(states, directory / "rng.pt")
-    return torch.load(directory / "rng.pt", weights_only=True)
-
-
-def draw_all(generators: dict[str, Any]) -> list[Any]:
-    """Draw from everything, also what keeps a number for the next time."""
-    drawn: list[Any] = [random.random(), random.gauss(0, 1), random.getrandbits(70)]
-    drawn += [np.random.standard_normal(3).tolist(), np.random.randint(0, 99, 3).tolist()]  # noqa: NPY002
-    drawn += [torch.rand(3).tolist(), torch.randn(1).item(), torch.randperm(5).tolist()]
-    for generator in generators.values():
-        if isinstance(generator, torch.Generator):
-            drawn.append(torch.rand(3, generator=generator).tolist())
-        elif isinstance(generator, random.Random):
-            drawn.append([generator.gauss(0, 1), generator.random()])
-        else:
-            drawn.append(
-                [generator.random(3).tolist(), generator.integers(0, 9, 3, "uint8").tolist()]
-            )
-    return drawn
-
-
-_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-
-
-def make_generators(seed: int) -> dict[str, Any]:
-    made = {name: np.random.Generator(getattr(np.random, name)(seed)) for name in _BIT_GENERATORS}
-    return made | {"torch": torch.Generator().manual_seed(seed), "python": random.Random(seed)}
+from fastckpt.training.rng import capture_rng, check_generators, restore_rng
 
 
 @given(seed=st.integers(0, 2**32 - 1), before=st.integers(0, 3))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.test_rng import _BIT_GENERATORS, draw_all, make_generators, through_a_file
+from tests.random_numbers import BIT_GENERATORS, draw_all, make_generators, through_a_file
 
 from fastckpt.training import rng
 from fastckpt.training.rng import RngSnapshot, capture_rng, plan_rng, restore_rng
@@ -68,7 +68,7 @@ def test_the_guides_own_lines_restore_a_file_that_plain_torch_load_takes(tmp_pat
     assert draw_all({}) == expected
 
 
-@pytest.mark.parametrize("name", _BIT_GENERATORS)
+@pytest.mark.parametrize("name", BIT_GENERATORS)
 def test_another_global_bit_generator_of_numpy_goes_on_too(name: str, tmp_path: Path) -> None:
     np.random.set_bit_generator(getattr(np.random, name)(5))  # type: ignore[attr-defined]
     np.random.standard_normal()  # noqa: NPY002

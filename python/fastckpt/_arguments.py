@@ -12,7 +12,7 @@ def one_path(name: str, value: object) -> str:
     """Return a path as a string.
 
     Raises:
-        TypeError: It is not a path; several are named as such.
+        TypeError: It is not a path, or there are several.
 
     Example:
         >>> one_path("path", 5)

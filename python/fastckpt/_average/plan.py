@@ -198,7 +198,7 @@ class AveragePlan:
             raise ValueError(
                 f"the checkpoints do not go together: {name} is expanded in one of them, or overlaps "
                 "itself or others in memory, and not in the same way in all; its mean would take "
-                f"{nbytes} bytes, and the checkpoints have {self._files_nbytes}. Save clones of such "
+                f"{nbytes} bytes, and the checkpoints have {self._files_nbytes}. Save clones of these "
                 "tensors."
             )
 

@@ -32,7 +32,7 @@ def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
         IncompleteCheckpointError: It is not whole, or changes all the time.
         CheckpointError: A file is damaged in a way that shows before it is read in full.
         OSError: A file cannot be read or written. What is there of it by then stays for another
-            attempt, and is no checkpoint to any reader.
+            attempt; readers do not take it for a checkpoint.
     """
     for _ in range(_ATTEMPTS):
         result = _ItemCopy.begin(item, copier).run()
@@ -142,7 +142,7 @@ class _ItemCopy:
         return now != self._pieces or _identities(now) != self._identities
 
     def _undo(self) -> None:
-        """Remove what this attempt has published: without the last file it is no checkpoint.
+        """Remove what this attempt has published: without the last file it is not a checkpoint.
 
         With it, somebody else has made one of them: then they stay. Under the directory's lock, since another
         copy that comes to its last file looks whether the others are there.

@@ -31,7 +31,7 @@ def load_checkpoint(
     rank: int = 0,
     *,
     world_size: int | None = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """Load the files of a step, as nanochat (92d63d4) does, with every byte of them checked.
 
     All parts are of one save. With `load_optimizer` the step must be whole: every rank's shard is there,
@@ -64,8 +64,8 @@ def load_checkpoint(
         ChecksumError: The bytes of a tensor or of the meta are not those that were written.
         FormatError: A file is not what its name says.
         UnsafePickleError: A file asks for more than torch.load(weights_only=True) allows.
-        ValueError: The step was saved by another number of ranks than load it, or than `world_size`
-            says. Names both numbers. The step itself is good.
+        StateMismatchError: The step was saved by another number of ranks than load it, or than
+            `world_size` says; it is a ValueError too. Names both numbers. The step itself is good.
 
     Example:
         >>> import fastckpt, torch

@@ -54,7 +54,7 @@ class CheckpointDirectory:
         self.entries: list[Entry] = []
         self.best_model: Entry | None = None
         self.rank_files: dict[CheckpointName, list[str]] = {}
-        # None for what is no whole checkpoint: it is warned of once.
+        # None for a file that is not a whole checkpoint: that is logged once.
         self._read: dict[str, tuple[Standing, Entry | None]] = {}
 
     def refresh(self) -> None:
