@@ -178,6 +178,10 @@ def test_verdicts_of_steps_are_reports_too() -> None:
         (lambda: fastckpt.collect_garbage(5), "path must be a path or a list of paths, not 5"),  # type: ignore[arg-type]
         (lambda: fastckpt.prune(5, keep=1), "path must be a path"),  # type: ignore[arg-type]
         (lambda: fastckpt.top(5, "val_loss"), "path must be a path or a list of paths, not 5"),  # type: ignore[arg-type]
+        (
+            lambda: fastckpt.ModelSelector.select_top_k_by_metric(5, "val_loss"),  # type: ignore[arg-type]
+            "checkpoints must be a path or a list of paths, not 5",
+        ),
         (lambda: fastckpt.top("runs", 5), "metric_name must be the name of a metric, not 5"),  # type: ignore[arg-type]
         (lambda: fastckpt.export_checkpoint(5, "x.pt"), "path must be a path"),  # type: ignore[arg-type]
     ],
