@@ -20,6 +20,10 @@ import fastckpt
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+# All in one process of pytest-xdist: the runs take longer than all that is asked of them.
+pytestmark = pytest.mark.xdist_group("resume")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both roles of all runs, each in a process of its own."""

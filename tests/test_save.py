@@ -390,7 +390,7 @@ def test_ctrl_c_ends_a_save_and_removes_its_temporary_file(tmp_path: Path) -> No
     script = textwrap.dedent(
         """
         import sys, time, torch, fastckpt
-        tensor = torch.zeros(50_000_000)
+        tensor = torch.zeros(25_000_000)
         def note(done, total):
             if note.first:
                 note.first = False

@@ -55,6 +55,7 @@ def test_damage_names_tensor_record_and_bytes(tmp_path: Path) -> None:
     assert damage.expected != damage.found
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "tiny.pt"
     torch.save({"w": torch.tensor([1.5])}, path)

@@ -201,10 +201,10 @@ class CommitUnknownError(CheckpointError, OSError):
 
 
 class StateMismatchError(RuntimeError, ValueError):
-    """The state in a checkpoint does not fit the object that was to get it; nothing was changed.
+    """The state in a checkpoint does not fit the object, or the number of ranks, that was to get it.
 
-    The checkpoint is not damaged. A RuntimeError, as `Module.load_state_dict` raises, and a ValueError, as
-    `Optimizer.load_state_dict` does.
+    Nothing was changed, and the checkpoint is not damaged. A RuntimeError, as `Module.load_state_dict`
+    raises, and a ValueError, as `Optimizer.load_state_dict` does.
     """
 
 

@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import stat
-import struct
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from ._arguments import one_or_several_paths
 from ._contents.opening import Kind, open_source
 from ._contents.plain_values import PlainValues
+from ._contents.scalar_tensors import read_scalar
 from ._inspect.files import decode_meta_values, read_source_values
 from ._inspect.names import name_of_file
 from ._metric_names import nearest_first
-from ._native import Archive, TensorInfo
+from ._native import Archive
 from ._steps.checkpoint_names import BEST_NAME
 from ._steps.saves import read_save
 from ._steps.survey import Listing, StepName, walk_directories
@@ -38,19 +38,6 @@ logger = logging.getLogger("fastckpt.selection")
 _Path = str | os.PathLike[str]
 Mode = Literal["min", "max"]
 
-# A metric that was saved as a tensor has a few bytes. A large storage is not read for it.
-_SCALAR_STORAGE_NBYTES_MAX = 4096
-# The bytes of torch's dtypes in a file, all little-endian.
-_FORMATS = {
-    "float16": "<e",
-    "float32": "<f",
-    "float64": "<d",
-    "int8": "<b",
-    "uint8": "<B",
-    "int16": "<h",
-    "int32": "<i",
-    "int64": "<q",
-}
 _THREADS = 8
 # Paths that a message names.
 _PATHS_NAMED = 3
@@ -337,22 +324,4 @@ def _metric_of(plain: PlainValues, metric_name: str, archive: Archive | None) ->
     if isinstance(value, (int, float)):
         return value
     tensor = plain.scalar_tensors.get(name)
-    return None if tensor is None or archive is None else _read_scalar(archive, tensor)
-
-
-def _read_scalar(archive: Archive, tensor: TensorInfo) -> int | float | None:
-    """Read a tensor of one element; None if its storage is large, or it is not a number."""
-    if tensor.storage_nbytes > _SCALAR_STORAGE_NBYTES_MAX:
-        return None
-    data = archive.read_record(f"data/{tensor.key}")
-    begin = tensor.storage_offset * tensor.itemsize
-    piece = data[begin : begin + tensor.itemsize]
-    if tensor.dtype == "bfloat16":
-        # The upper half of a float32.
-        piece, layout = b"\0\0" + piece, "<f"
-    else:
-        layout = _FORMATS.get(tensor.dtype, "")
-    if not layout or len(piece) != struct.calcsize(layout):
-        return None
-    number: int | float = struct.unpack(layout, piece)[0]
-    return number
+    return None if tensor is None or archive is None else read_scalar(archive, tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import io
 import mmap
 import os
@@ -39,13 +40,9 @@ SECTOR_NBYTES = 512
 Refusal = int | None
 
 
-@pytest.fixture(scope="module")
-def expected() -> list[bytes]:
-    """The files of tensors of every size, written to memory."""
-    return [in_memory(numel) for numel in TAILS]
-
-
+@functools.cache
 def in_memory(numel: int) -> bytes:
+    """Return the file of a tensor of this size, written to memory."""
     file = io.BytesIO()
     fastckpt.save(tensor(numel), file, alignment=ALIGNMENT)
     return file.getvalue()
@@ -107,13 +104,16 @@ def odd_disk(kind: str, directory: Path) -> Iterator[Path]:
             yield path
 
 
-def test_the_sizes_are_of_all_kinds(expected: list[bytes]) -> None:
-    assert len({len(file) % PAGE_NBYTES for file in expected}) == PAGE_NBYTES
-    assert len({len(file) % SECTOR_NBYTES for file in expected}) == SECTOR_NBYTES
+@pytest.mark.slow
+def test_the_sizes_are_of_all_kinds() -> None:
+    sizes = [len(in_memory(numel)) for numel in TAILS]
+    assert len({size % PAGE_NBYTES for size in sizes}) == PAGE_NBYTES
+    assert len({size % SECTOR_NBYTES for size in sizes}) == SECTOR_NBYTES
 
 
+@pytest.mark.slow
 @needs_current_layout
-def test_every_size_is_as_torch_writes_it(expected: list[bytes]) -> None:
+def test_every_size_is_as_torch_writes_it() -> None:
     from torch.utils.serialization import config
 
     before = config.save.storage_alignment
@@ -121,41 +121,35 @@ def test_every_size_is_as_torch_writes_it(expected: list[bytes]) -> None:
     try:
         for numel in TAILS:
             by_torch = torch_bytes(tensor(numel))
-            assert mask_serialization_id(by_torch) == mask_serialization_id(expected[numel]), numel
+            assert mask_serialization_id(by_torch) == mask_serialization_id(in_memory(numel)), numel
     finally:
         config.save.storage_alignment = before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ramfs", "ext4"])
-def test_every_size_is_written_as_anywhere(
-    kind: str, expected: list[bytes], tmp_path: Path
-) -> None:
+def test_every_size_is_written_as_anywhere(kind: str, tmp_path: Path) -> None:
     with odd_disk(kind, tmp_path) as disk:
         for numel in TAILS:
-            assert written(disk, numel, direct=True) == expected[numel], numel
+            assert written(disk, numel, direct=True) == in_memory(numel), numel
 
 
 @pytest.mark.parametrize("kind", ["ramfs", "ext4", "xfs"])
-def test_a_save_in_small_pieces_is_written_as_anywhere(
-    kind: str, expected: list[bytes], tmp_path: Path
-) -> None:
+def test_a_save_in_small_pieces_is_written_as_anywhere(kind: str, tmp_path: Path) -> None:
     with odd_disk(kind, tmp_path) as disk:
         for numel in TAILS[::STRIDE]:
             for direct in (False, True):
                 found = written(disk, numel, direct=direct, chunk_nbytes=PAGE_NBYTES)
-                assert found == expected[numel], (numel, direct)
+                assert found == in_memory(numel), (numel, direct)
 
 
 @pytest.mark.parametrize("kind", ["ramfs", "ext4", "xfs"])
-def test_a_durable_save_is_written_as_anywhere(
-    kind: str, expected: list[bytes], tmp_path: Path
-) -> None:
+def test_a_durable_save_is_written_as_anywhere(kind: str, tmp_path: Path) -> None:
     with odd_disk(kind, tmp_path) as disk:
         path = disk / "archive.pt"
         for numel in TAILS[::STRIDE]:
             fastckpt.save(tensor(numel), path, alignment=ALIGNMENT)
-            assert path.read_bytes() == expected[numel], numel
+            assert path.read_bytes() == in_memory(numel), numel
         save_a_step_again_and_again(disk / "run")
 
 

@@ -18,7 +18,7 @@ import fastckpt
 SEED = 26
 CASES = 50
 # Within this time the file system is shut down, once a file has been renamed.
-DELAY_MICROSECS = 1_000_000
+DELAY_MICROSECS = 3_000_000
 
 
 @pytest.mark.slow

@@ -44,6 +44,10 @@ class Aside:
         return self._pool.submit(work, *args, **kwargs).result(TIMEOUT_SECS)
 
 
+# What is made once for all of them is made once.
+pytestmark = pytest.mark.xdist_group("training run")
+
+
 @pytest.fixture(scope="module")
 def aside() -> Iterator[Aside]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:

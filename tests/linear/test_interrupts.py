@@ -29,6 +29,10 @@ DELAYS_SECS = (0.15, 0.5, 1.0)
 TICKS_PER_SEC = os.sysconf("SC_CLK_TCK")
 
 
+# What is made once for all of them is made once.
+pytestmark = pytest.mark.xdist_group("interrupts")
+
+
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     found = {}

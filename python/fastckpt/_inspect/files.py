@@ -12,13 +12,25 @@ from typing import Any
 from fastckpt._contents.opening import Kind, Source, open_source
 from fastckpt._contents.outline import Outline, free_name, walk
 from fastckpt._contents.paths import dotted, key_text
-from fastckpt._contents.plain_values import LIST_ITEMS_MAX, PlainValues, read_plain_values
+from fastckpt._contents.plain_values import (
+    LIST_ITEMS_MAX,
+    METRICS,
+    PlainValues,
+    read_plain_values,
+)
 from fastckpt._contents.safetensors_header import SafetensorsHeader, read_safetensors_header
+from fastckpt._contents.scalar_tensors import read_scalar
 from fastckpt._contents.small_file import META_NBYTES_MAX, read_small_file
 from fastckpt._contents.state_dicts import find_state_dict, is_optimizer_state, is_tensor
 from fastckpt._native import Archive, Opaque, StorageInfo, TensorInfo
 from fastckpt._steps.survey import StepName
-from fastckpt.errors import FormatError, TorchScriptError, UncoveredFormatError, UnsafePickleError
+from fastckpt.errors import (
+    CheckpointError,
+    FormatError,
+    TorchScriptError,
+    UncoveredFormatError,
+    UnsafePickleError,
+)
 
 from .names import name_of_file
 from .parts import Parts, PartsReader
@@ -146,6 +158,7 @@ def contents_of_outline(path: str, outline: Outline) -> FileContents:
         except (OSError, FormatError) as error:
             # What the model holds can be said all the same.
             problem = str(error)
+    problem = problem or _read_metrics(plain, outline.archive)
     step, epoch = plain.step, plain.epoch
     return FileContents(
         path=path,
@@ -161,6 +174,22 @@ def contents_of_outline(path: str, outline: Outline) -> FileContents:
         meta=meta,
         problem=problem,
     )
+
+
+def _read_metrics(plain: PlainValues, archive: Archive) -> str | None:
+    """Add the metrics that are tensors of one element; return what went wrong."""
+    prefix = METRICS + "."
+    for name, tensor in plain.scalar_tensors.items():
+        if not name.startswith(prefix):
+            continue
+        try:
+            number = read_scalar(archive, tensor)
+        except (OSError, CheckpointError) as error:
+            # Everything else that the file holds can be said all the same.
+            return str(error)
+        if number is not None:
+            plain.values[name] = number
+    return None
 
 
 def read_meta_values(path: str) -> PlainValues:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from fastckpt._contents.identity import Identity, Standing
 from fastckpt._contents.outline import read_outline
 from fastckpt._contents.paths import below
+from fastckpt._contents.scalar_tensors import with_numbers
 from fastckpt._steps.held import HeldDirectory
 from fastckpt._steps.manager_files import (
     ManagerFiles,
@@ -272,12 +273,12 @@ def _checkpoint(held: HeldDirectory, files: ManagerFiles, fail: Fail) -> Candida
 
 
 def read_root(path: str) -> dict[Any, Any]:
-    """Return the dict that a checkpoint is, without its tensors; an empty one if it is something else.
+    """Return the dict that a checkpoint is, without its tensors; an empty one if it is not a dict.
 
     Raises:
-        CheckpointError, OSError: As `read_outline`.
+        CheckpointError, OSError: As `read_outline` and `with_numbers`.
     """
-    root = read_outline(path).root
+    root = with_numbers(read_outline(path))
     return root if isinstance(root, dict) else {}
 
 

@@ -64,8 +64,8 @@ def load_checkpoint(
         ChecksumError: The bytes of a tensor or of the meta are not those that were written.
         FormatError: A file is not what its name says.
         UnsafePickleError: A file asks for more than torch.load(weights_only=True) allows.
-        ValueError: The step was saved by another number of ranks than load it, or than `world_size`
-            says. Names both numbers. The step itself is good.
+        StateMismatchError: The step was saved by another number of ranks than load it, or than
+            `world_size` says; it is a ValueError too. Names both numbers. The step itself is good.
 
     Example:
         >>> import fastckpt, torch

@@ -212,10 +212,10 @@ def load_optimizer_state(
         IncompleteCheckpointError: The rank's file is missing although the step was saved with one,
             or the file is of another save. Names the file and the newest good step.
         CheckpointError: As for `load_checkpoint`.
-        ValueError: The step was saved by another number of ranks, as for `load_checkpoint`.
+        StateMismatchError: The step was saved by another number of ranks, as for `load_checkpoint`.
 
     Example:
-        With nanochat's directories on this machine:
+        With nanochat directories on this machine:
 
         >>> state = load_optimizer_state("base", "cpu", rank=0)  # doctest: +SKIP
     """

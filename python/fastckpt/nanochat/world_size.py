@@ -9,6 +9,7 @@ from functools import partial
 import torch.distributed
 
 from fastckpt._steps.save_id import default_store
+from fastckpt.errors import StateMismatchError
 
 
 def shards_check(
@@ -17,7 +18,7 @@ def shards_check(
     """Return what refuses a number of shards that does not fit the ranks that load them.
 
     Shards are parts of one optimizer, cut for a number of ranks: one part alone is half an optimizer. The step
-    is not at fault, so the refusal is a ValueError and not a CheckpointError: code that falls back to an older
+    is good, so the refusal is a StateMismatchError and not a CheckpointError: code that falls back to an older
     step after damage must not do so here.
 
     Args:
@@ -40,7 +41,7 @@ def shards_check(
 def _require_given(directory: str, step: int, world_size: int, shards: int) -> None:
     # 0: a step without shards. What that means is said where one is looked for.
     if shards not in {0, world_size}:
-        raise ValueError(
+        raise StateMismatchError(
             f"world_size={world_size} was given, but step {step} in {directory} has "
             f"{_counted(shards, 'optimizer shard')}: pass world_size={shards} to get a shard as it is"
         )
@@ -56,7 +57,7 @@ def _require_ranks(directory: str, step: int, may_be_alone: bool, shards: int) -
     if is_alone:
         loading = "1 process without a process group loads it"
         resume += " (call torch.distributed.init_process_group before loading)"
-    raise ValueError(
+    raise StateMismatchError(
         f"step {step} in {directory} has {_counted(shards, 'optimizer shard')}, but {loading}: {resume}, or "
         f"pass world_size={shards} to get a shard as it is"
     )

@@ -1,7 +1,7 @@
-"""What a training script needs around its checkpoints: when to save, what to keep, how to go on.
+"""What a training script needs around its checkpoints: when to save, what to keep, how to resume.
 
 `CheckpointManager` writes one file for each save, an ordinary .pt that plain ``torch.load`` opens, and
-decides which older ones may go. `resume_training` puts everything back.
+decides which older ones are deleted. `resume_training` restores all of it.
 """
 
 from .config import CheckpointConfig

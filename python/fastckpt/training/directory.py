@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from fastckpt._contents.identity import Standing, standing
 from fastckpt._contents.outline import read_outline
+from fastckpt._contents.scalar_tensors import with_numbers
 from fastckpt._steps.checkpoint_names import BEST_NAME, CheckpointName, parse_checkpoint_name
 from fastckpt.errors import CheckpointError, FormatError
 
@@ -53,7 +54,7 @@ class CheckpointDirectory:
         self.entries: list[Entry] = []
         self.best_model: Entry | None = None
         self.rank_files: dict[CheckpointName, list[str]] = {}
-        # None for what is no whole checkpoint: it is warned of once.
+        # None for a file that is not a whole checkpoint: that is logged once.
         self._read: dict[str, tuple[Standing, Entry | None]] = {}
 
     def refresh(self) -> None:
@@ -153,7 +154,7 @@ def _read_entry(path: str, name: CheckpointName | None) -> Entry | None:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise FormatError(f"{path} is not a regular file", path=path)
-        root = read_outline(path).root
+        root = with_numbers(read_outline(path))
         check_is_managers(root, path)
         found = CheckpointName(root["global_step"], root["epoch"])
         if name is not None and found != name:

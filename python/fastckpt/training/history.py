@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastckpt._contents.outline import read_outline
+from fastckpt._contents.scalar_tensors import with_numbers
 from fastckpt._steps.checkpoint_names import CheckpointName
 
 from .directory import Entry
@@ -82,7 +83,7 @@ def history_in(contents: Mapping[str, Any]) -> History:
 def read_history(entries: Iterable[Entry]) -> History:
     """Return the history that the newest of these checkpoints holds."""
     newest = max(entries, key=lambda entry: entry.name, default=None)
-    return History() if newest is None else history_in(read_outline(newest.path).root)
+    return History() if newest is None else history_in(with_numbers(read_outline(newest.path)))
 
 
 def _of_lists(history: Mapping[Any, Any], contents: Mapping[str, Any]) -> History:

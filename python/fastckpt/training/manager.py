@@ -1,4 +1,4 @@
-"""`CheckpointManager`: save, keep the right ones, find them again, go on."""
+"""`CheckpointManager`: save checkpoints, keep the right ones, find them again, resume."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _Path = str | os.PathLike[str]
 class CheckpointManager:
     """Saves the whole state of a training run, keeps the checkpoints that matter, and resumes.
 
-    A new manager on a directory with checkpoints takes up its history, its best and its rotation from
-    the files, of which it reads no tensors. Damaged files are warned of, passed over and left alone.
+    A new manager on a directory with checkpoints takes history, best and rotation from the files, without
+    reading tensors. Damaged files are logged, passed over and left alone.
 
     With torch.distributed, make it on every rank and call its methods on every rank, with the same
-    arguments: rank 0 writes the checkpoint, and each other rank its RNG states beside it. There is no
-    waiting for other ranks in a save. One manager at a time may save to a directory.
+    arguments: rank 0 writes the checkpoint, and each other rank its RNG states beside it. No
+    rank waits for another in a save. One manager at a time may save to a directory.
 
     Args:
         config: What to save, when, and what to keep; copied. Or the directory alone, with the defaults of
@@ -66,7 +66,7 @@ class CheckpointManager:
             these are then.
         checkpoint_dir: The directory, a Path. It is made if it is not there.
         best_metric: The best value of `metric_name` so far; inf (with metric_mode="max": -inf) while there
-            is none.
+            is no value yet.
 
     Raises:
         OSError: The directory cannot be made or read, or a file in it cannot be read.
@@ -195,18 +195,19 @@ class CheckpointManager:
 
         On return the checkpoint is on the disk under its name, `best_model.pt` is a second name of the
         best one, and older checkpoints are deleted. With `verify_before_delete`, whatever is deleted
-        or replaced goes only after the file on whose account it goes was read back from the disk and
-        every byte compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
-        one. A checkpoint that cannot be deleted is warned of; training goes on.
+        or replaced goes only after the file that takes its place was read back from the disk and every
+        byte compared. A crash, or an error, at any moment leaves the newest good checkpoint and the best
+        one. If a checkpoint cannot be deleted, that is logged; training continues.
 
         Args:
             epoch: The epoch, 0 or more.
             step: Optimizer steps that are done, over all epochs; 0 or more.
-            metrics: Real numbers by name: ints, floats, tensors of no dimension, numpy scalars. They are
-                saved as floats. `metric_name` has to be among them, NaN where there is no value yet; in
-                the save that `preemption` asks for it may be missing.
-            model_config: What the model is made with, as plain values.
-            extra_state: What else has to be saved, as plain values and tensors: the place in the data, say.
+            metrics: Real numbers by name: ints, floats, 0-dim tensors, numpy scalars. They are saved as
+                floats. `metric_name` must be among them, NaN if there is no value yet; the save that
+                `preemption` asks for may lack it.
+            model_config: How the model is built, as plain values.
+            extra_state: Whatever else has to be saved, as plain values and tensors: the position in the
+                data, say.
 
         Returns:
             The checkpoint; None where `save_best_only` is set and this is not the best (the metrics go
@@ -215,7 +216,7 @@ class CheckpointManager:
         Raises:
             KeyError, ValueError: `metrics` lacks `metric_name` (one exception that is both). ValueError
                 also for a negative epoch or step.
-            TypeError: A metric is no real number, or plain ``torch.load(weights_only=True)`` would
+            TypeError: A metric is not a real number, or plain ``torch.load(weights_only=True)`` would
                 refuse something: the message names the key. Nothing has been written then.
             ChecksumError: The disk does not return what was written. The file was not published, and
                 nothing older was touched.
@@ -336,7 +337,7 @@ class CheckpointManager:
         return self.load(best, load_optimizer, load_rng_state, **choices)
 
     def get_latest_checkpoint(self) -> Path | None:
-        """Return the newest checkpoint by step whose structure is whole; None if there is none.
+        """Return the newest checkpoint by step whose structure is whole; None if there is no checkpoint.
 
         Raises:
             OSError: The directory, or a file in it, cannot be read.
@@ -346,7 +347,7 @@ class CheckpointManager:
         return Path(entries[-1].path) if entries else None
 
     def get_best_checkpoint(self) -> Path | None:
-        """Return the best checkpoint by `metric_name`; None if there is none.
+        """Return the best checkpoint by `metric_name`; None if no checkpoint has the metric.
 
         That is `best_model.pt`, unless a crash came between a save and giving it that name: then it is
         the checkpoint itself.

@@ -35,7 +35,7 @@ def read_newest(
         FileNotFoundError: There is no checkpoint.
         FormatError: All are damaged, or the newest that is not damaged is not a checkpoint of a manager.
         UnsafePickleError: The newest that is not damaged holds an object that is not allowed.
-        OSError: The disk answers with errors: that is no damage, and is not got around.
+        OSError: The disk answers with errors. That is not damage, so nothing older is taken.
     """
     names = directory.checkpoint_names()
     paths = [directory.path_of(name) for name in names]

@@ -32,7 +32,7 @@ class Parts:
     """The objects of a training run whose state a checkpoint holds.
 
     Each of the first five is one object with state_dict and load_state_dict, a list or a dict of them,
-    or None where there is none. Their states stand in the checkpoint in the same form.
+    or None. The checkpoint has their states in the same form.
 
     Attributes:
         model: The model.

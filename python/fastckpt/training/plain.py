@@ -55,7 +55,7 @@ def refuse_unloadable(obj: object, name: str) -> None:
 
 
 def _parts(path: str, value: Any) -> list[tuple[str, Any]] | None:
-    """Return what a container consists of, with the paths to it; None for what is none."""
+    """Return what a container consists of, with the paths to it; None for any other object."""
     kind = type(value)
     if kind in (list, tuple):
         return [(f"{path}[{position}]", part) for position, part in enumerate(value)]

@@ -1,23 +1,24 @@
 //! The records of an untrusted archive, every offset checked.
 
+mod alignment;
 mod directory;
 mod end;
 mod headers;
+mod names;
 mod source;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 
+use self::alignment::{stated_alignment, torch_layout};
 use self::directory::{Listed, Listing, read_directory};
 use self::end::find_directory;
 use self::headers::read_headers;
+use self::names::Names;
 use self::source::Source;
 use crate::error::FormatError;
-use crate::layout::{Alignment, Layout, RecordSpec};
-use crate::zip::{
-    FLAG_DESCRIPTOR, LOCAL_NBYTES, LOCAL_SIGNATURE, LocalHeader, METHOD_STORED, SENTINEL32,
-};
+use crate::layout::{Alignment, Layout};
+use crate::zip::{FLAG_DESCRIPTOR, LOCAL_SIGNATURE, METHOD_STORED, SENTINEL32};
 
 /// One record of an archive: every field is checked against the file and the other records.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -321,50 +322,6 @@ where
     Ok(())
 }
 
-/// Positions by name, as torch looks names up: without regard to ASCII case, so in lower case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Names(HashMap<String, usize>);
-
-impl Names {
-    fn new(records: &[Listed]) -> Result<Self, FormatError> {
-        let mut names = HashMap::with_capacity(records.len());
-        for (position, record) in records.iter().enumerate() {
-            let Some(earlier) = names.insert(record.name.to_ascii_lowercase(), position) else {
-                continue;
-            };
-            let first = records.get(earlier).unwrap_or(record);
-            return Err(FormatError::DuplicateName {
-                first: first.name.clone(),
-                first_offset: first.header_offset,
-                second: record.name.clone(),
-                second_offset: record.header_offset,
-            });
-        }
-        Ok(Self(names))
-    }
-
-    fn find(&self, name: &str) -> Option<usize> {
-        let position = self.0.get(name);
-        let position = position.or_else(|| self.0.get(&name.to_ascii_lowercase()));
-        position.copied()
-    }
-
-    fn kind(&self) -> Kind {
-        let has = |name| self.0.contains_key(name);
-        if has("constants.pkl") {
-            Kind::TorchScript
-        } else if has("data.pkl") {
-            Kind::Checkpoint
-        } else if has("archive_format") {
-            Kind::ExportedProgram
-        } else if has(".data/extern_modules") {
-            Kind::Package
-        } else {
-            Kind::Unknown
-        }
-    }
-}
-
 fn check_stored(records: &[Listed], names: &Names) -> Result<(), FormatError> {
     match records.iter().find(|record| record.method != METHOD_STORED) {
         None => Ok(()),
@@ -391,77 +348,6 @@ fn split(records: Vec<Listed>) -> (Vec<Entry>, Vec<u16>) {
             (entry, record.flags)
         })
         .unzip()
-}
-
-/// Reads `.storage_alignment`, the only record whose contents decide where others lie.
-///
-/// Whatever is wrong with it is not an error here: without a sound alignment there is no layout,
-/// every local header is read, and that finds what there is to find.
-fn stated_alignment<E, R>(
-    source: &mut Source<R>,
-    root: &str,
-    names: &Names,
-    entries: &[Entry],
-    directory_offset: u64,
-) -> Result<Option<Alignment>, E>
-where
-    E: From<FormatError>,
-    R: FnMut(u64, usize) -> Result<Vec<u8>, E>,
-{
-    /// The decimal digits of 2^64.
-    const LONGEST_NBYTES: u64 = 20;
-    let Some(position) = names.find(".storage_alignment") else {
-        return Ok(Some(Alignment::TORCH_DEFAULT));
-    };
-    let entry = entries
-        .get(position)
-        .filter(|entry| entry.nbytes <= LONGEST_NBYTES);
-    let Some(entry) = entry else {
-        return Ok(None);
-    };
-    let at = entry.header_offset;
-    // One read for header, padding and payload at any usual alignment.
-    let until = at.saturating_add(4 << 10).min(directory_offset);
-    let fixed = source.bytes(at, LOCAL_NBYTES, until)?;
-    let header = LocalHeader::parse(fixed).filter(|header| header.signature == LOCAL_SIGNATURE);
-    let Some(header) = header else {
-        return Ok(None);
-    };
-    let offset = at.saturating_add(header.total_nbytes());
-    let name_nbytes = root
-        .len()
-        .saturating_add(1)
-        .saturating_add(entry.name.len());
-    let in_place = usize::from(header.name_nbytes) == name_nbytes
-        && offset.saturating_add(entry.nbytes) <= directory_offset;
-    if !in_place {
-        return Ok(None);
-    }
-    let digits = source.bytes(offset, usize::try_from(entry.nbytes).unwrap_or(0), until)?;
-    Ok(parse_alignment(digits))
-}
-
-fn parse_alignment(digits: &[u8]) -> Option<Alignment> {
-    let text = std::str::from_utf8(digits).ok()?;
-    // str::parse would take a sign.
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then_some(())?;
-    Alignment::new(text.parse().ok()?).ok()
-}
-
-/// torch's layout of these records, if the headers are where it has them.
-fn torch_layout(root: &str, entries: &[Entry], alignment: Alignment) -> Option<Layout> {
-    let spec = |entry: &Entry| RecordSpec {
-        name: entry.name.clone(),
-        nbytes: entry.nbytes,
-    };
-    let layout = Layout::plan(root, entries.iter().map(spec).collect(), alignment).ok()?;
-    let same = entries
-        .iter()
-        .zip(layout.records())
-        .all(|(entry, record)| entry.header_offset == record.header_offset);
-    same.then_some(layout)
 }
 
 /// From its header to the end of its descriptor, a record has its bytes to itself.

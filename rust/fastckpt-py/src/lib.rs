@@ -23,6 +23,7 @@ mod numpy;
 mod objects;
 mod outline;
 mod repair;
+mod sources;
 mod stagers;
 mod stale;
 mod verify;
@@ -38,7 +39,7 @@ mod _native {
     #[pymodule_export]
     use crate::buffers::{PyMemory, PySpan};
     #[pymodule_export]
-    use crate::commit::{PyCommit, PyCopied, PyWritten, archive_nbytes, write_archive_to};
+    use crate::commit::{PyCommit, PyCopied, PyWritten};
     #[pymodule_export]
     use crate::graph::{PyGraph, PyStorageInfo};
     #[pymodule_export]
@@ -52,6 +53,8 @@ mod _native {
     use crate::outline::{PyArrayInfo, PyOpaque, PyTensorInfo};
     #[pymodule_export]
     use crate::repair::{PyLost, PySalvaged, salvage};
+    #[pymodule_export]
+    use crate::sources::{archive_nbytes, write_archive_to};
     #[pymodule_export]
     use crate::stale::{is_local, remove_stale};
     #[pymodule_export]

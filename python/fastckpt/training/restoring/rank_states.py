@@ -18,7 +18,7 @@ from .report import Report
 def rng_states_of_rank(
     contents: Mapping[str, Any], path: str, report: Report
 ) -> Mapping[str, Any] | None:
-    """Return the RNG states of this process's rank; note why, where there are none."""
+    """Return the RNG states of this process's rank; note why, if it has none."""
     rank, world_size = rank_and_world_size()
     states: Mapping[str, Any] | None = contents.get("rng_states")
     if states is None:

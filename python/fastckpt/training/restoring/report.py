@@ -20,7 +20,7 @@ class Report:
         self.restored: list[str] = []
         self.skipped: dict[str, str] = {}
         self.adjusted: dict[str, str] = {}
-        # What the caller has asked for, or what is as it should be, is no reason to warn.
+        # What the caller has asked for, or what is as it should be, needs no warning.
         self._expected: set[str] = set()
 
     def skip(self, what: str, reason: str, *, expected: bool = False) -> None:
