@@ -87,7 +87,7 @@ class AveragePlan:
         """Read the outlines of the checkpoints; their tensors are read when they are averaged."""
         paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
         if not paths:
-            raise ValueError("there is nothing to average: name one checkpoint at least")
+            raise ValueError("there is nothing to average: name at least one checkpoint")
         checked = checked_weights(weights, paths)
         archives, states = [], []
         for path in paths:

@@ -69,7 +69,7 @@ class _ItemCopy:
         foreign = self._foreign_names()
         if foreign:
             names = ", ".join(foreign)
-            words = f"the destination has files of this step that the source has not: {names}"
+            words = f"the destination has files of this step that the source does not have: {names}"
             return self._result(Outcome.CONFLICT, words)
         for piece in self._pieces:
             before = identity(self._copier.target(piece))
@@ -137,7 +137,7 @@ class _ItemCopy:
         return os.path.join(self._copier.to, name)
 
     def _has_changed(self) -> bool:
-        """Whether the source is not what it was when its files were opened: another save, say."""
+        """Whether the source has changed since its files were opened: another save, say."""
         now = self._item.pieces()
         return now != self._pieces or _identities(now) != self._identities
 

@@ -231,7 +231,7 @@ class _Side:
         except FormatError:
             return
         self.tensors, self.values = _tensors_of(state), _values_of(state)
-        self.note = f"of {self.path} only {'.'.join(keys)} was compared"
+        self.note = f"only {'.'.join(keys)} of {self.path} was compared"
 
 
 def _open(path: str) -> _Side:
@@ -345,7 +345,7 @@ def _diff_files(
 
 
 def _is_converted(one: _Tensor, other: _Tensor) -> bool:
-    """Whether the dtype alone changed, from numbers to numbers."""
+    """Whether only the dtype changed, from numbers to numbers."""
     dtypes = one.layout.dtype, other.layout.dtype
     if dtypes[0] == dtypes[1] or one.layout.shape != other.layout.shape:
         return False
@@ -388,7 +388,7 @@ def _compare(
 
 
 def _refuse_overlaps(name: str, numel: int, a: _Side, b: _Side) -> None:
-    """Refuse tensors that overlap so often that comparing them is out of all proportion to the files."""
+    """Refuse tensors that overlap so often that comparing them would be out of proportion to the files."""
     nbytes = max(a.file.nbytes, b.file.nbytes)
     if numel > _OVERLAPS_MAX * nbytes + _OVERLAPPING_MAX:
         raise ContentsError(
