@@ -1,4 +1,4 @@
-"""fastckpt at work: a run that is killed and goes on as if nothing had happened, and a flipped bit.
+"""fastckpt at work: a run that is killed and resumes as if nothing had happened, and a flipped bit.
 
     python examples/demo.py [--directory DIR] [--keep] [--seed N]
 
@@ -105,7 +105,7 @@ def temporary_files(run: Path) -> list[str]:
 
 
 def train_with_kills(run: Path, chance: random.Random) -> None:
-    """Train, killed once at a random moment and once in the middle of a save, and go on each time."""
+    """Train, killed once at a random moment and once in the middle of a save, and resume each time."""
     kill_step = chance.choice(FIRST_KILL_STEPS)
     delay = chance.uniform(0.0, 0.2)
     child = start_training(run, resume=False)

@@ -1,4 +1,4 @@
-"""A small GPT with nanochat's interface: made on the meta device, filled by `init_weights`.
+"""A small GPT with the interface of the one in nanochat: made on the meta device, filled by `init_weights`.
 
     python examples/gpt.py
 
@@ -18,7 +18,7 @@ ROTARY_BASE = 10000.0
 
 @dataclass
 class GPTConfig:
-    """Shape of the model. `window_pattern` is nanochat's; this model only has full windows, "L"."""
+    """Shape of the model. `window_pattern` is a key of nanochat; this model only has full windows, "L"."""
 
     sequence_len: int = 128
     vocab_size: int = 256
@@ -148,7 +148,7 @@ class GPT(nn.Module):
         self.cos, self.sin = angles.cos(), angles.sin()
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return the mean loss against `targets`, or the logits where there are none.
+        """Return the mean loss against `targets`, or the logits if there are no targets.
 
         Both are (batch, position), of int64; the logits are (batch, position, vocab_size).
         """

@@ -30,7 +30,7 @@ DEFAULT_DIRECTORY = Path(__file__).resolve().parents[1] / "build/examples/ranks"
 
 
 def rows_of(rank: int, world_size: int) -> slice:
-    """Return the rows of the weight whose optimizer state a rank holds."""
+    """Return the rows of the weight whose optimizer state a rank has."""
     return slice(rank * WIDTH // world_size, (rank + 1) * WIDTH // world_size)
 
 
@@ -65,7 +65,7 @@ def work(rank: int, world_size: int, port: int, directory: Path) -> None:
                 {"step": step, "world_size": world_size},
                 rank=rank,
             )
-            # Only for those who want to know that it is whole on every rank before they go on.
+            # Only for those who want to know that it is whole on every rank before they continue.
             barrier_commit(directory, step)
     dist.destroy_process_group()
 

@@ -1,4 +1,4 @@
-"""Train the small GPT on Python's own source, with checkpoints through nanochat's functions.
+"""Train the small GPT on Python's own source, with checkpoints through the nanochat functions.
 
     python examples/train.py [DIRECTORY] [--steps 48] [--save-every 8] [--resume]
 
@@ -125,7 +125,7 @@ class Run:
 
 
 def last_save(directory: Path) -> int:
-    """Return the step to go on from; 0 where the run ended before its first save."""
+    """Return the step to resume from; 0 if the run ended before its first save."""
     try:
         return find_last_good_step(directory)
     except FileNotFoundError:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -42,7 +43,7 @@ def setup(name: str) -> Callable[[Callable[[Namespace], None]], Callable[[Namesp
 def gpt_weights(
     width: int, layers: int, vocab: int, *, embedding: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """Make the state dict of a GPT, with nanochat's names; weights are random."""
+    """Make the state dict of a GPT, with the names of nanochat; weights are random."""
     state = {"transformer.wte.weight": torch.randn(vocab, width).to(embedding)}
     for layer in range(layers):
         for name in ("c_q", "c_k", "c_v", "c_proj"):
@@ -88,7 +89,7 @@ def flip_bit(path: str, record: str) -> None:
         file.write(bytes([value ^ 1]))
 
 
-# nanochat's directories.
+# Directories of nanochat.
 
 
 @setup("a run whose newest model is damaged")
@@ -162,7 +163,7 @@ def two_runs(_: Namespace) -> None:
 
 
 def nanochat_meta(layers: int, number: int, loss: float) -> dict[str, Any]:
-    """Make what nanochat's training script puts beside a step."""
+    """Make what the training script of nanochat puts beside a step."""
     seconds = 123.4 if layers == 4 else 185.1
     return {
         "val_bpb": loss,
@@ -278,6 +279,10 @@ def failing_files(namespace: Namespace) -> None:
     whole = Path("runs/d12/model_001200.pt").read_bytes()
     Path("truncated.pt").write_bytes(whole[: len(whole) // 2])
     torch.save({"state_dict": {}, "hyper_parameters": Fraction(1, 3)}, "objects.pt")
+    fastckpt.save({"step": 1, "names": ["a"]}, "numbers.pt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", FutureWarning)
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), "program.pt")
     torch.save({"w": torch.ones(2)}, "old.pt", _use_new_zipfile_serialization=False)
     manager = fastckpt.CheckpointManager("runs/a", namespace["model"], namespace["optimizer"])
     manager.save(epoch=1, step=100, metrics={"val_loss": 2.5})

@@ -183,6 +183,7 @@ def test_a_refusal_is_not_damage(capsys: Captured) -> None:
         (PermissionError(13, "Permission denied", "a.pt"), "io_error", 6),
         (errors.CommitUnknownError(5, "Input/output error", "a.pt"), "io_error", 6),
         (ValueError("x"), "usage", 2),
+        (MemoryError(), "io_error", 6),
         (ModuleNotFoundError("No module named 'torch'", name="torch"), "usage", 2),
     ],
 )

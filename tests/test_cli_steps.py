@@ -118,6 +118,12 @@ def test_a_step_that_is_not_there(args: list[str], path: str, capsys: Captured) 
     assert not Path("x.pt").exists()
 
 
+@pytest.mark.parametrize("args", [["prune", "--keep", "1"], ["gc"]], ids=lambda args: args[0])
+def test_what_works_on_directories_says_so(args: list[str], capsys: Captured) -> None:
+    assert run([*args, "run@100"]) == 4
+    assert "hint: this command takes a directory, not a step: run\n" in capsys.readouterr().err
+
+
 def test_the_functions_take_steps_too() -> None:
     assert [step.step for step in fastckpt.verify("run@100").steps] == [100]
     assert fastckpt.inspect_checkpoint(Path("run@200")).path == "run/model_000200.pt"

@@ -274,7 +274,7 @@ def test_a_pt_file_and_a_safetensors_file(tmp_path: Path) -> None:
         (file,) = diff(*pair).files
         assert file.is_same
         assert set(file.tensors) == set(state)
-        notes = (f"of {whole} only model_state_dict was compared",) if whole in pair else ()
+        notes = (f"only model_state_dict of {whole} was compared",) if whole in pair else ()
         assert file.notes == notes
         assert set(file.unchecked) == set(state)
     for pair in ((whole, other), (plain, other)):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.documented_pages import ROOT, Page, alike, commands_in, differing_shapes, pages
 
+import fastckpt
+
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -74,6 +76,15 @@ def test_every_page_is_listed() -> None:
     assert there <= set(listed)
 
 
+def test_every_error_has_its_place_in_troubleshooting() -> None:
+    headings = " ".join(HEADING.findall((ROOT / "docs/troubleshooting.md").read_text()))
+    public = (getattr(fastckpt, name) for name in fastckpt.__all__)
+    errors = {
+        each.__name__ for each in public if isinstance(each, type) and issubclass(each, Exception)
+    }
+    assert {name for name in errors - {"CheckpointError"} if name not in headings} == set()
+
+
 # The comparisons themselves: what they let through, and what not.
 
 
@@ -86,6 +97,7 @@ def test_every_page_is_listed() -> None:
         ("bytes  144715328-154152511\n", "bytes  70016-80255\n"),
         ("one\n...\nlast\n", "one\nanything\n\nat all\nlast\n"),
         ("one\n...\nlast\n", "one\nlast\n"),
+        ("record ... is compressed\n", "record code/linear.py is compressed\n"),
     ],
 )  # fmt: skip
 def test_figures_may_differ(said: str, found: str) -> None:

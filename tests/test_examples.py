@@ -15,6 +15,9 @@ import torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
+# Each example is a process or several, with a torch of its own to import.
+pytestmark = pytest.mark.timeout(300)
+
 
 def environment() -> dict[str, str]:
     """Return this process's, with one thread for torch: threads of several tests would wait for cores."""

@@ -163,10 +163,12 @@ def test_optimizer_state_of_one_rank(base: Path, caplog: pytest.LogCaptureFixtur
     caplog.set_level(logging.INFO, LOGGER)
     caplog.clear()
     state = fastckpt.load_optimizer_state("base", "cpu", 0)
+    assert state is not None
     assert torch.equal(state["state"][0], torch.ones(10))
     state = fastckpt.load_optimizer_state(
         "base", torch.device("cpu"), rank=0, model_tag="d12", step=9
     )
+    assert state is not None
     assert torch.equal(state["state"][0], torch.ones(9))
     assert fastckpt.load_optimizer_state("base", "cpu", 1) is None
     assert caplog.messages == [

@@ -194,6 +194,7 @@ def test_a_metric_that_is_nowhere_is_an_error_that_names_what_there_is(runs: Pat
         ({"keep": 0}, "keep must be at least 1"),
         ({"keep": 1, "keep_every": 0}, "keep_every must be at least 1"),
         ({"keep": 1, "metric": "x", "mode": "least"}, "mode must be 'min' or 'max'"),
+        ({"keep": 1, "verify": "no"}, "verify must be 'quick' or 'full', not 'no'"),
         ({"keep": 1, "mode": "max"}, "mode needs a metric_name"),
     ],
 )

@@ -175,9 +175,25 @@ def test_verdicts_of_steps_are_reports_too() -> None:
         ),
         (lambda: fastckpt.copy_checkpoint(5, "to"), "source must be a path"),  # type: ignore[arg-type]
         (lambda: fastckpt.copy_checkpoint("x.pt", 5), "output must be a path"),  # type: ignore[arg-type]
+        (
+            lambda: fastckpt.copy_checkpoint(".", "to", steps=5),  # type: ignore[arg-type]
+            "steps must be a list of whole numbers, not 5",
+        ),
+        (
+            lambda: fastckpt.copy_checkpoint(".", "to", steps=["5"]),  # type: ignore[list-item]
+            "steps must be whole numbers, not '5'",
+        ),
+        (
+            lambda: fastckpt.average_checkpoints(["x.pt"], weights=5),  # type: ignore[arg-type]
+            "weights must be a list of numbers, not 5",
+        ),
         (lambda: fastckpt.collect_garbage(5), "path must be a path or a list of paths, not 5"),  # type: ignore[arg-type]
         (lambda: fastckpt.prune(5, keep=1), "path must be a path"),  # type: ignore[arg-type]
         (lambda: fastckpt.top(5, "val_loss"), "path must be a path or a list of paths, not 5"),  # type: ignore[arg-type]
+        (
+            lambda: fastckpt.ModelSelector.select_top_k_by_metric(5, "val_loss"),  # type: ignore[arg-type]
+            "checkpoints must be a path or a list of paths, not 5",
+        ),
         (lambda: fastckpt.top("runs", 5), "metric_name must be the name of a metric, not 5"),  # type: ignore[arg-type]
         (lambda: fastckpt.export_checkpoint(5, "x.pt"), "path must be a path"),  # type: ignore[arg-type]
     ],
@@ -185,3 +201,11 @@ def test_verdicts_of_steps_are_reports_too() -> None:
 def test_an_argument_of_the_wrong_kind(call: Callable[[], object], message: str) -> None:
     with pytest.raises(TypeError, match=message):
         call()
+
+
+def test_a_typo_says_what_is_expected() -> None:
+    words = "one of 'base', 'sft', 'rl', not 'bas'; did you mean 'base'"
+    with pytest.raises(KeyError, match=words):
+        fastckpt.load_model("bas", "cpu", "eval")
+    with pytest.raises(KeyError, match=words):
+        fastckpt.load_optimizer_state("bas", "cpu", 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable
 
@@ -12,7 +13,7 @@ def one_path(name: str, value: object) -> str:
     """Return a path as a string.
 
     Raises:
-        TypeError: It is not a path; several are named as such.
+        TypeError: It is not a path, or there are several.
 
     Example:
         >>> one_path("path", 5)
@@ -78,3 +79,18 @@ def checked_threads(threads: int | None) -> int | None:
     if threads is not None and threads < 1:
         raise ValueError(f"threads must be at least 1, not {threads}")
     return threads
+
+
+def checked_steps(steps: object) -> set[int]:
+    """Return which steps were asked for.
+
+    Raises:
+        TypeError: Not a list of whole numbers.
+    """
+    if not isinstance(steps, Iterable) or isinstance(steps, (str, bytes)):
+        raise TypeError(f"steps must be a list of whole numbers, not {steps!r}")
+    checked = {*steps}
+    for step in checked:
+        if isinstance(step, bool) or not hasattr(type(step), "__index__"):
+            raise TypeError(f"steps must be whole numbers, not {step!r}")
+    return {operator.index(step) for step in checked}

@@ -17,7 +17,7 @@ _HIGHER = {
     *("recall", "hit", "hits", "mrr", "ndcg", "pass", "psnr", "ssim", "r2", "kappa", "mcc"),
     *("reward", "score", "win", "winrate", "correct", "core"),
 }
-# Words that turn such a name around: "acc_loss" is a loss.
+# Words that turn a name around: "acc_loss" is a loss.
 _LOWER = {
     *("loss", "error", "err", "nll", "ppl", "perplexity", "bpb", "mae", "mse", "rmse"),
     *("wer", "cer", "fid"),

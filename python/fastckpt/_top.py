@@ -46,8 +46,8 @@ def top(
     Example:
         >>> import fastckpt
         >>> for step, loss in ((1, 2.5), (2, 2.25), (3, 2.75)):
-        ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"run/{step}.pt")
-        >>> [(each.path.name, each.metric) for each in fastckpt.top("run", "val_loss", k=2)]
+        ...     fastckpt.save({"step": step, "metrics": {"val_loss": loss}}, f"{step}.pt")
+        >>> [(each.path.name, each.metric) for each in fastckpt.top(".", "val_loss", k=2)]
         [('2.pt', 2.25), ('1.pt', 2.5)]
     """
     if isinstance(k, bool) or not isinstance(k, int):

@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ._arguments import one_or_several_paths
 from ._contents.opening import Kind, open_source
 from ._contents.plain_values import PlainValues
 from ._contents.scalar_tensors import read_scalar
@@ -126,8 +127,7 @@ class ModelSelector:
         """
         if mode not in {"min", "max"}:
             raise ValueError(f"mode must be 'min' or 'max', not {mode!r}")
-        paths = [checkpoints] if isinstance(checkpoints, (str, os.PathLike)) else list(checkpoints)
-        names = [os.fsdecode(path) for path in paths]
+        names = one_or_several_paths("checkpoints", checkpoints)
         ranked = _without_copies_of_best(_read_all(list(_list_checkpoints(names)), metric_name))
         if not ranked:
             raise FileNotFoundError(f"no checkpoint in {', '.join(names) or 'an empty list'}")

@@ -106,9 +106,9 @@ def _entry(shape: list[int], nbytes: int, dtype: str = "U8") -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ({"\ud800": _entry([1], 1)}, r"it has text that is none: '\ud800'"),
-        ({"__metadata__": {"\udfff": "x"}, "a": _entry([1], 1)}, r"it has text that is none: '\udfff'"),
-        ({"__metadata__": {"x": "\udfff"}, "a": _entry([1], 1)}, r"it has text that is none: '\udfff'"),
+        ({"\ud800": _entry([1], 1)}, r"it has text that is not valid Unicode: '\ud800'"),
+        ({"__metadata__": {"\udfff": "x"}, "a": _entry([1], 1)}, r"it has text that is not valid Unicode: '\udfff'"),
+        ({"__metadata__": {"x": "\udfff"}, "a": _entry([1], 1)}, r"it has text that is not valid Unicode: '\udfff'"),
         # 2^64 elements on the way to none.
         ({"a": _entry([2**62, 4, 0], 0)}, "tensor 'a' has 0 bytes, and not those of its shape"),
         ({"a": _entry([2**32, 2**32, 0], 0)}, "tensor 'a' has 0 bytes, and not those of its shape"),

@@ -1,4 +1,4 @@
-"""Refuse the numbers of a machine of the other byte order where they are not swapped."""
+"""Refuse files of the other byte order for those who do not swap bytes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from fastckpt.errors import FormatError
 
 
 def refuse_foreign_byte_order(archive: Archive, path: str) -> None:
-    """Raise FormatError where a file was saved on a machine of another byte order."""
+    """Raise FormatError if a file was saved on a machine of another byte order."""
     if "byteorder" not in archive.names():
         # Before torch 2.1 there was no such record.
         return
     found = archive.read_record("byteorder").decode(errors="replace")
     if found != sys.byteorder:
         raise FormatError(
-            f"{path} was saved on a machine of another byte order ({found}): save it here once, with "
+            f"{path} was saved on a machine of another byte order ({found}). Convert it once: "
             "fastckpt.save(fastckpt.load(path), new_path)",
             path=path,
         )

@@ -1,11 +1,11 @@
-"""The settings of torch.save and torch.load that hold here too (``torch.utils.serialization``)."""
+"""The settings of torch.save and torch.load that are followed here (``torch.utils.serialization``)."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-# What torch.save aligns storages to where nothing else is said.
+# What torch.save aligns storages to by default.
 DEFAULT_ALIGNMENT = 64
 
 
@@ -16,7 +16,7 @@ def configured_alignment() -> int:
 
 
 def configured_mmap() -> bool:
-    """Return whether torch.load maps files where the caller does not say; False in torch 2.6."""
+    """Return whether torch.load maps files by default; False in torch 2.6."""
     config = _config()
     return False if config is None else bool(config.load.mmap)
 

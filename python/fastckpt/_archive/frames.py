@@ -19,14 +19,14 @@ Fetch = Callable[[StorageRequest], Any]
 
 
 def is_faking() -> bool:
-    """Whether a mode is active in which torch.load makes tensors without data."""
+    """Whether torch.load would make tensors without data in the mode that is active."""
     return _is_fake() or torch.serialization._serialization_tls.skip_data
 
 
 def fetch_frames(
     archive: Archive, map_location: MapLocation, *, is_legacy: bool = False
 ) -> Fetch | None:
-    """Return what makes storages for which no payload is read; None where payloads are wanted.
+    """Return the function that makes storages without reading payloads; None if payloads are read.
 
     The storages are those of torch.load (`torch.serialization._load` and `_legacy_load`, torch 2.6
     to 2.15): those of a file of torch before 1.6 do not fake the device that they were on.
@@ -65,5 +65,5 @@ def _fake_storage(archive: Archive, request: StorageRequest) -> torch.UntypedSto
 
 
 def _unfilled_storage(nbytes: int) -> torch.UntypedStorage:
-    """Make a storage for the caller to fill, which a pickle cannot make larger than it is said to be."""
+    """Make a storage for the caller to fill; a pickle cannot make it larger."""
     return from_dlpack(torch.empty(nbytes, dtype=torch.uint8, device="cpu")).untyped_storage()

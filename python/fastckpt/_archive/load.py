@@ -30,37 +30,38 @@ def load(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """Load what torch.save or fastckpt.save has written, and check every byte of it.
+    """Load a file of torch.save or fastckpt.save, and check every byte of it.
 
-    Returns what torch.load returns for the same arguments. Each record is read once, in
-    parallel, into private memory, and its CRC-32 is compared with the one that was stored when
-    it was saved; torch.load never does that. With ``mmap=True`` the tensors lie in a private
-    (copy-on-write) mapping of the file instead: training on them changes neither the file nor
-    other processes, but the file must not be truncated or written in place while they live.
-    ``torch.serialization.set_default_mmap_options(MAP_SHARED)`` has no effect.
+    Returns what torch.load returns for the same arguments. By default it takes more kinds of data
+    than torch.load, and runs none of it: also arrays, scalars and dtypes of numpy, of numbers and
+    bools. Each record is read once, in parallel, into private memory. Its CRC-32 is compared with
+    the one that was stored when it was saved; torch.load never does that. With ``mmap=True`` the
+    tensors lie in a private (copy-on-write) mapping of the file instead: training on them changes
+    neither the file nor other processes, but the file must not be truncated or written in place
+    while they live. ``torch.serialization.set_default_mmap_options(MAP_SHARED)`` has no effect.
 
-    Files of torch before 1.6 have no checksums. Their pickles are looked at as any other, and their
-    sizes compared with the file. TorchScript archives and tar files (torch before 0.2) are refused,
-    and with ``weights_only=False`` handed to torch.load; ``.safetensors`` files are loaded by
+    Files of torch before 1.6 have no checksums. Their pickles are checked like any other, and their
+    sizes are compared with the file. TorchScript archives and tar files (torch before 0.2) are
+    refused; with ``weights_only=False`` torch.load gets them. ``.safetensors`` files are loaded by
     safetensors, as torch.load does. Under a FakeTensorMode and inside
     ``torch.serialization.skip_data`` no payload is read, and so none is checked.
 
     Args:
         f: A path, or a binary file object that can seek, where the archive begins at the current
-            position. The position afterwards is not defined.
+            position. Its position afterwards is not defined.
         map_location: As for torch.load: None, device, string, dict or function. "meta" reads no
             payload. Storages on CUDA are read through pinned buffers, never as a whole copy in
             host memory, unless a function has to see them.
-        weights_only: True, the default, builds tensors, plain containers and what
-            ``torch.serialization.add_safe_globals`` allows, and refuses everything else; the
-            environment does not weaken it. False executes whatever the file asks for, unless
+        weights_only: True, the default, builds tensors, plain containers, numbers of numpy and
+            what ``torch.serialization.add_safe_globals`` allows. It refuses everything else, and
+            the environment does not weaken it. False executes whatever the file asks for, unless
             TORCH_FORCE_WEIGHTS_ONLY_LOAD is set. None means that the caller has no opinion:
             True, unless TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
-        mmap: Whether to map the file; None is ``torch.utils.serialization.config.load.mmap``.
-        verify: Whether to check CRCs. Where there are none to compare (the writer stored none, or
-            the format has none), True warns with `MissingChecksumWarning`, and "require" raises.
+        mmap: Whether to map the file [default: ``torch.utils.serialization.config.load.mmap``].
+        verify: Whether to check CRCs. If the file has none (its writer stored none, or its format
+            has none), True warns with `MissingChecksumWarning`, and "require" raises.
             With False and ``mmap=True``, bytes are read when they are first used.
-        threads: Number of threads that read; None chooses.
+        threads: Number of threads that read [default: automatic].
         progress: Called with bytes done and bytes in all, in the calling thread. What it raises
             ends the load and is raised from here.
 
@@ -70,15 +71,15 @@ def load(
     Raises:
         FileNotFoundError, OSError: The file cannot be opened or read.
         ChecksumError: Bytes have changed since they were written; names the tensors.
-        FormatError: Not a checkpoint, or a damaged one.
-        UnsafePickleError: ``weights_only=True`` does not allow what is in the file. There is no
-            second try with False.
-        RuntimeError: `map_location` names a device that is not there (torch.load's words).
+        FormatError: The file is not a checkpoint, or is damaged.
+        UnsafePickleError: ``weights_only=True`` does not allow what is in the file. The load is
+            never tried again with False.
+        ImportError: The file holds numbers of numpy, and numpy is not installed.
+        RuntimeError: `map_location` names a device that is not available (in torch.load's words).
         ValueError: ``mmap=True`` with a file object, or an argument out of its range.
 
-    A file whose byte order is not this machine's is swapped as torch does, except for storages
-    whose dtype it does not record (uint16, float8...), which torch would leave as they are and
-    which are refused here.
+    The elements of a file of another byte order are swapped, as torch does. Storages whose dtype the
+    file does not record (uint16, float8...) are refused; torch would return them in the wrong order.
 
     Example:
         >>> import fastckpt, torch
@@ -132,11 +133,12 @@ def load_archive(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Any:
-    """Load the object of an archive that is open; for arguments and errors see `load`."""
+    """Load the object of an open archive; for arguments and errors see `load`."""
     if archive.kind == "other":
         raise FormatError(
-            f"{archive.path} is a zip archive without a data.pkl: torch.save has not written it "
-            "(a .pt2 or torch.package archive? those have loaders of their own)",
+            f"{archive.path} is a zip archive without a data.pkl, and not a file of torch.save. "
+            "If it is a .pt2 or torch.package archive, load it with torch.export.load or "
+            "torch.package.PackageImporter.",
             path=archive.path,
         )
     if not is_meta(map_location) and not is_faking():
@@ -146,7 +148,7 @@ def load_archive(
 
 
 def look_for_checksums(archive: Archive, verify: bool | Literal["require"]) -> None:
-    """Warn, or refuse, where the writer of the file had switched its checksums off."""
+    """Warn about a file without checksums, or refuse it."""
     if not verify or archive.checksums == "all":
         return
     message = (

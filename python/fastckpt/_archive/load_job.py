@@ -1,4 +1,4 @@
-"""One load of one archive: what is read, to where, and who builds the objects."""
+"""One load of one archive: what is read, to where, and what builds the objects."""
 
 # mypy: untyped-calls-exclude=torch
 
@@ -69,7 +69,7 @@ class LoadJob:
         return self._unpickle(graph, swap=swap)
 
     def _decode(self) -> Graph | None:
-        """Decode data.pkl; None where only Python's unpickler can, and the caller allows that."""
+        """Decode data.pkl; None if only Python's unpickler can, and the caller allows that."""
         path = self.archive.path
         try:
             return self.archive.decode(verify=self.verify)
@@ -199,7 +199,7 @@ def _device_storage(nbytes: int, device: torch.device) -> torch.UntypedStorage:
 
 
 def check_dtypes(path: str, names: Iterable[str]) -> None:
-    """Refuse what the installed torch is too old for, as its own unpickler would."""
+    """Refuse dtypes for which the installed torch is too old, as its own unpickler would."""
     unknown = sorted({name for name in names if not hasattr(torch, name)})
     if unknown:
         raise UnsafePickleError(
@@ -210,7 +210,7 @@ def check_dtypes(path: str, names: Iterable[str]) -> None:
 
 
 def check_sizes(archive: Archive, graph: Graph) -> None:
-    """Compare the records with what data.pkl says of them, before anything is read."""
+    """Compare the records with what data.pkl says about them, before anything is read."""
     names = set(archive.names())
     for info in graph.storages:
         if _DATA + info.key not in names:

@@ -1,8 +1,8 @@
-"""Files that are no archive of torch.save: what came before it, TorchScript, safetensors.
+"""Files that are not archives of torch.save: older formats, TorchScript, safetensors.
 
-None of them has checksums that are compared when it is loaded: `verify=True` says so, and "require"
-refuses them. With `weights_only=True` none is handed to torch.load, which would look at the file for
-itself: what it finds there may be another format than the one that was seen here.
+They have no checksums that a load compares: `verify=True` warns about that, and "require" refuses them.
+With `weights_only=True` torch.load never gets them. It would look at the file again, and might find
+another format than the one that was seen here.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -29,7 +29,7 @@ _WHY_UNCHECKED = {
     Kind.LEGACY: "is a file of torch before 1.6, a format without checksums",
     Kind.TAR: "is a tar file of torch before 0.2, a format without checksums",
     Kind.SAFETENSORS: "is a safetensors file, a format without checksums",
-    Kind.ZIP: "is a TorchScript archive, of which torch.jit.load compares no checksum",
+    Kind.ZIP: "is a TorchScript archive, whose checksums torch.jit.load does not compare",
 }
 # torch.load's words.
 _REFUSED = {
@@ -85,7 +85,7 @@ def load_by_torch(
     mmap: bool,
     verify: _Verify,
 ) -> Any:
-    """Load a TorchScript, tar or safetensors file, as far as torch.load does without a pickle."""
+    """Load a safetensors file, or with ``weights_only=False`` one of TorchScript or tar."""
     if source.kind is Kind.SAFETENSORS:
         _say_unchecked(source, verify)
         return _load_safetensors(f, map_location)
@@ -124,7 +124,7 @@ def _load_safetensors(f: str | os.PathLike[str], map_location: MapLocation) -> A
 
 
 def _refuse_mmap(f: Any, *, mmap: bool) -> None:
-    """Raise torch.load's error: the storages lie at no place where a tensor may."""
+    """Raise torch.load's error: these files cannot be mapped, since their storages are not aligned."""
     if mmap:
         name = f"{f}, " if isinstance(f, str) else ""
         raise RuntimeError(

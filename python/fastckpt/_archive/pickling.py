@@ -1,7 +1,7 @@
 """Turn an object into `data.pkl` and the storages that it refers to.
 
-The bytes are those that the installed torch's own `torch.save` would write: tensors reduce
-themselves as they always do, and only their storages are taken out, as persistent ids.
+The bytes are those that `torch.save` of the installed torch would write: tensors reduce themselves as
+they always do, and only their storages are taken out, as persistent ids.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -28,7 +28,7 @@ class Pickled(NamedTuple):
         data: The record `data.pkl`.
         storages: Storages by their keys: the one at position 17 is the record `data/17`. They
             are the object's own, not copies, on whatever device they live.
-        nbytes: Their sizes when they were pickled: somebody may resize them before they are written.
+        nbytes: Their sizes when they were pickled; somebody may resize them before they are written.
     """
 
     data: bytes
@@ -52,8 +52,8 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
         The pickle, and the storages in order of first appearance.
 
     Raises:
-        RuntimeError: Two tensors view the same memory as different dtypes, or a tensor has elements and its
-            storage none, since it was freed (torch cannot load such files, though it writes the second).
+        RuntimeError: Two tensors view the same memory as different dtypes; or a tensor has elements, and its
+            storage was freed (torch writes such a file, and cannot load it).
         NotImplementedError: A storage is on the meta device.
         pickle.PicklingError, AttributeError, TypeError: An object cannot be pickled; the same
             exceptions as torch.save's.
@@ -66,7 +66,7 @@ def pickle_object(obj: object, protocol: int = DEFAULT_PROTOCOL) -> Pickled:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
     pickled = Pickled.of(data.getvalue(), pickler.storages)
     if 0 in pickled.nbytes:
-        # Rare: so that all others need not be asked, whose tensor it is is looked for in a pass of its own.
+        # Rare. A second pass looks for the tensor, so that no other save pays for it.
         _FreedFinder(io.BytesIO(), protocol=protocol).dump(obj)
     return pickled
 
@@ -137,7 +137,7 @@ class _StoragePickler(pickle.Pickler):
 
 
 class _FreedFinder(_StoragePickler):
-    """Raises at the first tensor whose memory was given back."""
+    """Raises at the first tensor whose memory was freed."""
 
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) in _TENSORS:
@@ -151,7 +151,7 @@ _TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def _refuse_freed(tensor: torch.Tensor) -> None:
-    """Raise for a tensor whose memory was given back: what would be written could never be loaded."""
+    """Raise for a tensor whose memory was freed: what would be written could never be loaded."""
     if tensor.layout is not torch.strided or tensor.device.type == "meta" or not tensor.numel():
         return
     if tensor.untyped_storage().nbytes() == 0:

@@ -1,8 +1,8 @@
 """Where the storages of a file go: torch.load's `map_location`.
 
-A file says of each storage where it lived ("cpu", "cuda:0"). torch.load reads a storage into
-host memory first and moves it then. To read straight to where it belongs, the device must be
-known before: `decide` works it out from the locations alone, where that is possible.
+A file says where each storage lived ("cpu", "cuda:0"). torch.load reads a storage into host memory
+and then moves it. To read straight to where it belongs, the device must be known before: `decide` works
+it out from the locations alone, if that is possible.
 """
 
 # mypy: untyped-calls-exclude=torch
@@ -24,7 +24,7 @@ Restore: TypeAlias = Callable[[Any, str], Any]
 def is_meta(map_location: MapLocation) -> bool:
     """Whether everything goes to the meta device, so that no payload is needed.
 
-    A dict or a function may say so too, for some storages: that is known only storage by storage.
+    A dict or a function may send single storages there; that is known only storage by storage.
     """
     if isinstance(map_location, torch.device):
         return map_location.type == "meta"
@@ -34,7 +34,7 @@ def is_meta(map_location: MapLocation) -> bool:
 def restore_location(map_location: MapLocation) -> Restore:
     """Return the function that moves a host storage, given the location that the file names.
 
-    Raises when called, as torch.load does, where a device is unknown or not there.
+    When called it raises, as torch.load does, if a device is unknown or not available.
     """
     if map_location is None:
         return default_restore_location
@@ -55,7 +55,7 @@ def decide(locations: Iterable[str], map_location: MapLocation) -> dict[str, tor
         map_location: torch.load's argument.
 
     Returns:
-        Device of each location; None where a function of the user's has to see the storages
+        Device of each location; None if a function of the user's has to see the storages
         themselves: a callable `map_location`, or a deserialiser that was registered with
         torch.serialization.register_package.
 

@@ -32,12 +32,12 @@ def save(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Save an object to the file that torch.save would write.
+    """Save an object as a file, the same that torch.save writes.
 
     The file equals that of torch.save (torch 2.7 and later) byte for byte, except for the
     40-digit serialization id, which no loader reads; the same object always gives the same
-    file. Its CRCs are always there: ``torch.serialization.set_crc32_options(False)`` has no
-    effect, since taking them costs no time of its own here.
+    file. It always has CRCs: ``torch.serialization.set_crc32_options(False)`` has no effect, since
+    taking them costs no time of its own here.
 
     With a path, the file is written under a temporary name in the same directory and renamed
     when it is whole. When save returns, the new file is in place and, with ``sync=True``, on the
@@ -46,8 +46,8 @@ def save(
     (``.fastckpt-*.tmp``), which a later save removes. With ``sync=False`` that holds against a
     kill but not against a power cut. The tensors that map the old file keep their values.
 
-    With a file object, the bytes are written in sequence from its current position on, and
-    flushed; whether they are durable is up to the owner of the file.
+    With a file object, the bytes are written in sequence from its current position on, and flushed.
+    Making them durable is up to the owner of the file.
 
     Inside ``torch.serialization.skip_data`` the call goes to torch.save unchanged.
 
@@ -58,10 +58,9 @@ def save(
         f: A path, or a binary file object that is open for writing.
         pickle_protocol: As for torch.save.
         sync: Whether to fsync the file and its directory.
-        alignment: Storages begin at multiples of this many bytes in the file, 1 to 32768;
-            None is torch's configuration
-            (``torch.utils.serialization.config.save.storage_alignment``), else 64.
-        threads: Number of threads that write; None chooses.
+        alignment: Storages begin at multiples of this many bytes in the file, 1 to 32768 [default:
+            ``torch.utils.serialization.config.save.storage_alignment``, 64 in torch 2.6].
+        threads: Number of threads that write [default: automatic].
         progress: Called with bytes done and bytes in all, in the calling thread. What it raises
             ends the save and is raised from here.
 
@@ -79,9 +78,9 @@ def save(
         No other thread may resize, free or move a storage while it is saved. ``resize_`` and
         ``share_memory_`` do that, and so does FSDP, which frees and brings back the full parameters in each
         forward and backward pass: let no training step run before the save has returned, or save a copy.
-        **What is read of freed memory may end the process (SIGSEGV), or be somebody else's bytes.** fastckpt
-        looks for changed storages while it writes, and once more when all is written, and raises
-        RuntimeError; that makes the window small, and cannot close it.
+        **Reading freed memory may end the process (SIGSEGV), or save somebody else's bytes.** fastckpt
+        looks for changed storages while it writes, and once more at the end, and raises RuntimeError.
+        That makes the window small; it cannot close it.
 
     Example:
         >>> import fastckpt, torch
@@ -154,7 +153,7 @@ def write_into(
 def nbytes_of(
     path: str | os.PathLike[str], pickled: Pickled, *, alignment: int | None = None
 ) -> int:
-    """Say how many bytes `write_into` would write with these arguments."""
+    """Return how many bytes `write_into` would write with these arguments."""
     return archive_nbytes(path, len(pickled.data), pickled.nbytes, alignment=_alignment(alignment))
 
 
@@ -206,7 +205,7 @@ def _name_of(file: IO[bytes]) -> str:
 
 @contextmanager
 def _staging(storages: Sequence[torch.UntypedStorage]) -> Iterator[StorageSaver | None]:
-    """Open host buffers for the storages that need them; None where all are on the CPU."""
+    """Open host buffers for the storages that need them; None if all are on the CPU."""
     if not staged_positions(storages):
         yield None
         return

@@ -1,7 +1,7 @@
 """Bounded host buffers between files and accelerators.
 
-The native core reads into, or writes from, a few host buffers ("slots"); what moves their bytes
-to or from the device stands here. On CUDA (and ROCm) the buffers are pinned and the copies run
+The native core reads into, or writes from, a few host buffers ("slots"). This module moves their bytes
+to or from the device. On CUDA (and ROCm) the buffers are pinned and the copies run
 on a side stream, so that they overlap with the disk and the checksums; other accelerators copy
 synchronously. Either way no more than `SLOT_COUNT` x `SLOT_NBYTES` of host memory is in use,
 whatever the size of the checkpoint.
@@ -38,7 +38,7 @@ class _Lane(Protocol):
     """The way to and from one device."""
 
     def copy(self, target: torch.Tensor, source: torch.Tensor) -> _Copy | None:
-        """Start copying; None where it is done already."""
+        """Start copying; None if it is done already."""
         ...
 
     def join(self) -> None:
@@ -206,13 +206,13 @@ class StorageSaver(_Stager):
         if now != before:
             raise RuntimeError(
                 f"the storage of record data/{index} ({nbytes} bytes, on {self._storages[index].device}) "
-                "was resized, moved or freed while it was saved: do not call resize_ until the save has "
-                "returned, nor, with FSDP, train or unshard; or save a copy"
+                "was resized, moved or freed while it was saved. Until the save has returned, do not call "
+                "resize_, and with FSDP do not train or unshard; or save a copy"
             )
 
 
 def staged_positions(storages: Sequence[torch.UntypedStorage]) -> list[int]:
-    """Positions of the storages that the core cannot read where they are."""
+    """Return the positions of the storages that the core cannot read where they are."""
     return [i for i, storage in enumerate(storages) if storage.device.type != "cpu"]
 
 
@@ -227,7 +227,7 @@ def _as_bytes(storage: torch.UntypedStorage) -> torch.Tensor:
 
 
 def _host_buffer(nbytes: int, *, pinned: bool) -> torch.UntypedStorage:
-    """Allocate host memory that begins at a page, pinned where that is asked for and possible."""
+    """Allocate host memory that begins at a page; pinned if that is asked for and possible."""
     for extra in (0, PAGE_NBYTES):
         storage = _allocate(nbytes + extra, pinned=pinned)
         start = -storage.data_ptr() % PAGE_NBYTES

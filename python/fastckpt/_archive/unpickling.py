@@ -1,7 +1,7 @@
 """Build objects whose pickle needs more than the core's decoder: subclasses, sparse tensors...
 
-Here torch's own restricted unpickler runs (or, where the caller asked for that, Python's), with
-storages that were read and checked before. `StorageTable` answers its persistent ids as
+Here torch's own restricted unpickler runs (or Python's, if the caller asked for that), with storages
+that were read and checked before. `StorageTable` answers its persistent ids as
 torch.load does (`torch.serialization._load`, torch 2.6 to 2.15).
 """
 
@@ -122,7 +122,10 @@ class LegacyStorageTable(StorageTable):
     def load(self, pid: object) -> torch.storage.TypedStorage:
         """Return the storage for a persistent id, or the part of it that is meant."""
         if not isinstance(pid, tuple) or len(pid) != 6:
-            raise FormatError(f"{self._path}: its pickle refers to no storage", path=self._path)
+            raise FormatError(
+                f"{self._path}: its pickle refers to something that is not a storage",
+                path=self._path,
+            )
         storage = super().load(pid[:5])
         if pid[5] is None:
             return storage
@@ -172,7 +175,7 @@ class HostStorages:
                 f"{self._path} has another byte order than this machine, and its record "
                 f"data/{request.key} does not say how long its elements are (torch saves "
                 "uint16, float8 and other newer dtypes so): it can only be loaded on a machine "
-                "of its own byte order. torch.load would return the bytes in the wrong order.",
+                "of its own byte order. torch.load would return its bytes in the wrong order.",
                 path=self._path,
             )
 
@@ -269,7 +272,7 @@ def unpickle_unrestricted(
             if isinstance(error, CheckpointError):
                 raise
             raise FormatError(
-                f"{path}: {table.pickle} is no valid pickle: {error}", path=path
+                f"{path}: {table.pickle} is not a valid pickle: {error}", path=path
             ) from error
         _validate_sparse(weights_only=False)
     return result
@@ -343,7 +346,7 @@ def _part(storage: torch.UntypedStorage, offset: int, nbytes: int) -> torch.Unty
 def _parse(pid: object, path: str) -> StorageRequest:
     """Decode a persistent id: ('storage', storage type, key, location, number of elements)."""
     if not isinstance(pid, tuple) or len(pid) != 5 or _text(pid[0]) != "storage":
-        raise FormatError(f"{path}: data.pkl refers to something that is no storage", path=path)
+        raise FormatError(f"{path}: data.pkl refers to something that is not a storage", path=path)
     storage_type, key, location, numel = pid[1], pid[2], _text(pid[3]), pid[4]
     is_untyped = storage_type is torch.UntypedStorage
     dtype = torch.uint8 if is_untyped else getattr(storage_type, "dtype", None)
@@ -354,7 +357,7 @@ def _parse(pid: object, path: str) -> StorageRequest:
         or not isinstance(numel, int)
         or numel < 0
     ):
-        raise FormatError(f"{path}: data.pkl describes a storage that cannot be", path=path)
+        raise FormatError(f"{path}: data.pkl describes a storage that cannot exist", path=path)
     return StorageRequest(key, location, dtype, numel * dtype.itemsize, is_untyped)
 
 

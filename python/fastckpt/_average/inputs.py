@@ -79,7 +79,10 @@ def extra_of(state: dict[str, Any], path: str) -> dict[str, Any]:
 def checked_weights(weights: Sequence[float] | None, paths: Sequence[str]) -> list[float]:
     if weights is None:
         return [1.0] * len(paths)
-    checked = [float(weight) for weight in weights]
+    try:
+        checked = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise TypeError(f"weights must be a list of numbers, not {weights!r}") from None
     if len(checked) != len(paths):
         raise ValueError(
             f"there are {len(paths)} checkpoints and {len(checked)} weights: give one for each"

@@ -87,7 +87,7 @@ class AveragePlan:
         """Read the outlines of the checkpoints; their tensors are read when they are averaged."""
         paths = [input_file(path) for path in several_paths("checkpoints", checkpoints)]
         if not paths:
-            raise ValueError("there is nothing to average: name one checkpoint at least")
+            raise ValueError("there is nothing to average: name at least one checkpoint")
         checked = checked_weights(weights, paths)
         archives, states = [], []
         for path in paths:
@@ -198,7 +198,7 @@ class AveragePlan:
             raise ValueError(
                 f"the checkpoints do not go together: {name} is expanded in one of them, or overlaps "
                 "itself or others in memory, and not in the same way in all; its mean would take "
-                f"{nbytes} bytes, and the checkpoints have {self._files_nbytes}. Save clones of such "
+                f"{nbytes} bytes, and the checkpoints have {self._files_nbytes}. Save clones of these "
                 "tensors."
             )
 

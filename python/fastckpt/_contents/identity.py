@@ -21,7 +21,7 @@ class Identity(NamedTuple):
 
 
 def identity(path: str) -> Identity | None:
-    """Return which file is at a path; None where there is none.
+    """Return which file is at a path; None if there is no file.
 
     Raises:
         OSError: That cannot be seen.

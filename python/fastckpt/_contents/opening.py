@@ -179,7 +179,7 @@ def _look_at(fd: int, path: str) -> tuple[int, bytes]:
 
 
 def _display_name(path: str) -> str:
-    """Make a path printable: file names may hold bytes that are no UTF-8."""
+    """Make a path printable: file names may hold bytes that are not UTF-8."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -82,7 +82,7 @@ def free_name(name: str, taken: Mapping[str, object], numbers: dict[str, int]) -
 def walk(
     root: Any, *, is_leaf: Callable[[Any], bool] | None = None
 ) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield everything that is no container, with the keys that lead to it, in the order saved.
+    """Yield everything that is not a container, with the keys that lead to it, in the order saved.
 
     Of very many keys the first are yielded: those that a name has room for. A container that stands in
     several places is looked into once: a file could nest them without end.

@@ -21,7 +21,7 @@ _LENGTH_NBYTES = 8
 HEADER_NBYTES_MAX = 32 << 20
 # As many dimensions as numpy has.
 _NDIM_MAX = 64
-# Sizes beyond this are no sizes of files.
+# Files are not larger than this.
 _NBYTES_MAX = 2**63 - 1
 _METADATA = "__metadata__"
 # Of a name in a message: a header may have one of megabytes.
@@ -188,9 +188,9 @@ def _parse_tensor(name: str, entry: Any, data_offset: int) -> StoredTensor:
     if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"{_named(name)} has a dtype that is not known: {dtype!r:.40}")
     if not _are_sizes(shape) or len(shape) > _NDIM_MAX:
-        raise ValueError(f"the shape of {_named(name)} is none")
+        raise ValueError(f"the shape of {_named(name)} is invalid")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise ValueError(f"the data_offsets of {_named(name)} are none")
+        raise ValueError(f"the data_offsets of {_named(name)} are invalid")
     bits, torch_name = _DTYPES[dtype]
     begin, end = offsets
     if 8 * (end - begin) != bits * _count_elements(shape):
@@ -210,12 +210,12 @@ def _count_elements(shape: list[int]) -> int:
 
 
 def _require_text(*texts: Iterable[str]) -> None:
-    """Refuse halves of surrogate pairs: JSON can escape them, and they are no characters."""
+    """Refuse halves of surrogate pairs: JSON can escape them, and they are not characters."""
     for text in itertools.chain(*texts):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"it has text that is none: {_quoted(text)}") from error
+            raise ValueError(f"it has text that is not valid Unicode: {_quoted(text)}") from error
 
 
 def _named(name: str) -> str:

@@ -25,7 +25,7 @@ def read_small_file(path: str, kind: str, nbytes_max: int) -> bytes:
 
     Raises:
         OSError: It cannot be read.
-        FormatError: It is no regular file, or larger.
+        FormatError: It is not a regular file, or too large.
     """
     # Non-blocking, so that opening a FIFO returns at once instead of waiting for a writer.
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -29,7 +29,7 @@ def find_state_dict(
     """Find the model's state dict in a saved object.
 
     That is the object itself if all its values are tensors, else what the first of `MODEL_KEYS`
-    holds that is such a dict.
+    holds that is a dict of tensors.
 
     Args:
         root: What a file holds: `Outline.root`, or what `load` returned.
@@ -86,7 +86,7 @@ def is_tensor(value: Any) -> bool:
         module, _, function = value.name.rpartition(".")
         # torch._utils._rebuild_sparse_tensor, torch._tensor._rebuild_from_type_v2 and their like.
         return module.startswith("torch.") and function.startswith("_rebuild_")
-    # Without torch in the process there is no tensor in it either.
+    # If torch is not in the process, tensors are not either.
     tensor_type = getattr(sys.modules.get("torch"), "Tensor", None)
     return tensor_type is not None and isinstance(value, tensor_type)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from fastckpt import _native
-from fastckpt._arguments import checked_threads, one_path, output_path
+from fastckpt._arguments import checked_steps, checked_threads, one_path, output_path
 from fastckpt.errors import CheckpointError
 
 from .files import FileCopier, Progress
@@ -85,7 +85,7 @@ def copy_checkpoint(
     threads = checked_threads(threads)
     path = one_path("source", source)
     target = output_path(output, to, 'copy_checkpoint("runs/d12", "archive/d12")')
-    selection = select(path, {*steps}, newest=newest)
+    selection = select(path, checked_steps(steps), newest=newest)
     directory = _rename(selection, target)
     _refuse_itself(selection, directory)
     done = _Copy.plan(selection, directory, threads, progress).run() if selection.items else []

@@ -49,7 +49,7 @@ class FileCopier:
 
     Attributes:
         to: The directory.
-        threads: Number of threads for each file; None lets the core decide.
+        threads: Number of threads for each file; None chooses.
         progress: Is told how far it has got.
     """
 
@@ -101,7 +101,7 @@ class FileCopier:
         )
         report = archive_report(piece.source, piece.role, copied.report)
         if report.damages and report.records == 0:
-            # The core could not open it; TorchScript has compressed records, and is no damage.
+            # The core could not open it; TorchScript has compressed records, and is not damaged.
             script = verify_torchscript(piece.source, quick=False, progress=self.progress.in_file)
             if script is not None and not script[1]:
                 message = "TorchScript: read twice, bytes between records are not covered"

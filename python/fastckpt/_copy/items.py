@@ -32,7 +32,7 @@ def copy_item(item: Item, copier: FileCopier) -> CopiedCheckpoint:
         IncompleteCheckpointError: It is not whole, or changes all the time.
         CheckpointError: A file is damaged in a way that shows before it is read in full.
         OSError: A file cannot be read or written. What is there of it by then stays for another
-            attempt, and is no checkpoint to any reader.
+            attempt; readers do not take it for a checkpoint.
     """
     for _ in range(_ATTEMPTS):
         result = _ItemCopy.begin(item, copier).run()
@@ -69,7 +69,7 @@ class _ItemCopy:
         foreign = self._foreign_names()
         if foreign:
             names = ", ".join(foreign)
-            words = f"the destination has files of this step that the source has not: {names}"
+            words = f"the destination has files of this step that the source does not have: {names}"
             return self._result(Outcome.CONFLICT, words)
         for piece in self._pieces:
             before = identity(self._copier.target(piece))
@@ -137,12 +137,12 @@ class _ItemCopy:
         return os.path.join(self._copier.to, name)
 
     def _has_changed(self) -> bool:
-        """Whether the source is not what it was when its files were opened: another save, say."""
+        """Whether the source has changed since its files were opened: another save, say."""
         now = self._item.pieces()
         return now != self._pieces or _identities(now) != self._identities
 
     def _undo(self) -> None:
-        """Remove what this attempt has published: without the last file it is no checkpoint.
+        """Remove what this attempt has published: without the last file it is not a checkpoint.
 
         With it, somebody else has made one of them: then they stay. Under the directory's lock, since another
         copy that comes to its last file looks whether the others are there.

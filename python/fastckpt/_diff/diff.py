@@ -231,7 +231,7 @@ class _Side:
         except FormatError:
             return
         self.tensors, self.values = _tensors_of(state), _values_of(state)
-        self.note = f"of {self.path} only {'.'.join(keys)} was compared"
+        self.note = f"only {'.'.join(keys)} of {self.path} was compared"
 
 
 def _open(path: str) -> _Side:
@@ -262,7 +262,7 @@ def _tensors_of(root: Any) -> dict[str, _Tensor]:
 
 
 def _values_of(root: Any) -> dict[str, str]:
-    """Return what is no tensor as Python writes it, by the keys that lead to it."""
+    """Return values other than tensors as Python writes them, by the keys that lead to them."""
     values: dict[str, str] = {}
     numbers: dict[str, int] = {}
     # One long text may stand in many places.
@@ -345,7 +345,7 @@ def _diff_files(
 
 
 def _is_converted(one: _Tensor, other: _Tensor) -> bool:
-    """Whether the dtype alone changed, from numbers to numbers."""
+    """Whether only the dtype changed, from numbers to numbers."""
     dtypes = one.layout.dtype, other.layout.dtype
     if dtypes[0] == dtypes[1] or one.layout.shape != other.layout.shape:
         return False
@@ -353,7 +353,7 @@ def _is_converted(one: _Tensor, other: _Tensor) -> bool:
 
 
 def _arithmetic(dtype: str) -> str | None:
-    """Return what can be done with the elements; None where torch has no such dtype."""
+    """Return what can be done with the elements; None for dtypes that torch does not have."""
     try:
         return arithmetic(dtype)
     except ValueError:
@@ -388,7 +388,7 @@ def _compare(
 
 
 def _refuse_overlaps(name: str, numel: int, a: _Side, b: _Side) -> None:
-    """Refuse tensors that overlap so often that comparing them is out of all proportion to the files."""
+    """Refuse tensors that overlap so often that comparing them would be out of proportion to the files."""
     nbytes = max(a.file.nbytes, b.file.nbytes)
     if numel > _OVERLAPS_MAX * nbytes + _OVERLAPPING_MAX:
         raise ContentsError(
@@ -417,7 +417,7 @@ def _pair_of(name: str, a: _Side, b: _Side) -> _Pair:
             for (key, offset, _, _), stride in zip(records, strides, strict=True)
         ]
     numel = math.prod(shape)
-    # In bytes: what overlaps a little is no harm.
+    # In bytes: a little overlap does no harm.
     if numel > max(one.storage_nbytes, other.storage_nbytes):
         raise ContentsError(
             f"{name} has {numel} elements that overlap in memory, in {a.path} and in {b.path}: too many "

@@ -29,7 +29,7 @@ class TensorDiff:
 
     The figures are in float64 and of the elements that are finite on both sides (of complex ones the
     modulus). An element that differs and is NaN or infinite on one side at least is counted in
-    `non_finite`; a NaN with the same bits on both sides is no difference.
+    `non_finite`; a NaN with the same bits on both sides does not differ.
 
     Attributes:
         name: The keys that lead to it, with dots between.
@@ -108,7 +108,7 @@ class LayerDiff:
 
 @dataclass(frozen=True)
 class ValueDiff:
-    """Something that is no tensor and differs; None for what one side does not have."""
+    """A value other than a tensor that differs; None for what one side does not have."""
 
     name: str
     a: str | None
@@ -131,7 +131,7 @@ class FileDiff:
         differing: Those of them that differ, in the order of A.
         unread: Those of them that are the same by size and CRC-32, and were not read.
         unchecked: Names whose bytes could not be compared with a CRC-32 on both sides.
-        values: What differs and is no tensor.
+        values: Values other than tensors that differ.
         notes: What else there is to know, in sentences.
     """
 

@@ -32,7 +32,7 @@ from .report import StepState, UnfinishedStep
 
 @dataclass(frozen=True)
 class Judgement:
-    """What is known of files that are no checkpoint, and what they were when that was found.
+    """What is known of files that are not a checkpoint, and what they were when that was found.
 
     Attributes:
         step: What is known.

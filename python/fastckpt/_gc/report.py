@@ -65,7 +65,7 @@ class UnfinishedStep:
     Attributes:
         directory: Where its files are.
         step: The step.
-        epoch: Of files of ranks of a `CheckpointManager`, the epoch; None for a step of nanochat's.
+        epoch: The epoch, for files of ranks of a `CheckpointManager`; None for a step with nanochat's names.
         state: What is known of it. Only ABANDONED ones are ever removed.
         reason: What is missing or wrong, a sentence.
         loads_model: Whether its model and meta are whole, and load without the optimizer.
@@ -101,7 +101,7 @@ class GcReport(Judged):
         live: Temporary files of saves, and directories of exports, that run now or whose owner cannot be
             told.
         errors: What could not be listed, read or removed: path and message.
-        not_found: Paths that were given and are no directories.
+        not_found: Paths that were given and are not directories.
         freed_nbytes: Bytes of disk space that the removal frees (or, in a dry run, would free). A
             file that has another name elsewhere frees none.
         dry_run: Whether nothing was removed.

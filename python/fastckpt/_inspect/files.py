@@ -51,7 +51,7 @@ _KINDS = {
 # A list of more blocks than these is one module in the totals.
 _MODULES_MAX = 24
 _EXECUTING_HINT = (
-    "if you trust who made it, load it with torch.load(path, weights_only=False) and save it again"
+    "only if you trust who made it: torch.load(path, weights_only=False), and save it again"
 )
 
 

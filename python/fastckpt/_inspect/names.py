@@ -29,7 +29,7 @@ class FileName:
 
 
 def name_of_file(path: str) -> FileName | None:
-    """Return what the name of a file says; None if it is none of these."""
+    """Return what the name of a file says; None for all other names."""
     name = os.path.basename(path)
     if managed := parse_checkpoint_name(name):
         role: Literal["managed", "rank"] = "rank" if managed.rank else "managed"

@@ -74,7 +74,7 @@ class PartsReader:
                 f"{self._path} has tensors that share what they are built from, so often that they "
                 "cannot be listed",
                 path=self._path,
-                hint="no checkpoint has such tensors: do not trust the file",
+                hint="checkpoints do not have tensors like these: do not trust the file",
             )
 
 

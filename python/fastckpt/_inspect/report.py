@@ -81,7 +81,7 @@ class FileContents:
         metrics: The numbers that were measured, by name.
         values: All plain values by the path of keys; lists of more than 16 items are left out.
         omitted: Lists and byte strings that were left out, with their lengths.
-        meta: The meta file that step and values were taken from, for a model of nanochat's.
+        meta: The meta file that step and values were taken from, for a model file with nanochat's name.
         problem: Why it could not be read.
     """
 

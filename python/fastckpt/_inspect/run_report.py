@@ -22,7 +22,7 @@ class State(str, enum.Enum):
 
 @dataclass(frozen=True)
 class CheckpointRow:
-    """One checkpoint: a step of nanochat's naming, or a file with what belongs to it.
+    """One checkpoint: a step with nanochat's names, or a file with the files that belong to it.
 
     Attributes:
         name: Its first file.

@@ -101,7 +101,7 @@ def _order(row: CheckpointRow) -> tuple[bool, int, str]:
     return row.step is None, row.step or 0, row.name
 
 
-# Steps of nanochat's naming.
+# Steps with nanochat's names.
 
 
 def _step_row(directory: str, files: StepFiles, sizes: Sizes, listing: Listing) -> CheckpointRow:

@@ -1,7 +1,7 @@
 """The checkpoints of a directory, each with its files in the order of removal and its metrics.
 
-Two families, each counted by itself: nanochat's steps, and the checkpoints of a CheckpointManager. Imports no
-torch.
+Two families, each counted by itself: steps with nanochat's names, and the checkpoints of a CheckpointManager.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def find_families(held: HeldDirectory, fail: Fail) -> list[Family]:
 
     Args:
         held: The directory.
-        fail: Is told of what cannot be read; the rest goes on.
+        fail: Is told what cannot be read; the rest is still looked at.
 
     Raises:
         OSError: The directory cannot be listed.
@@ -150,7 +150,7 @@ def best_candidates(
     return [candidate for _, _, candidate in sorted(rated, key=lambda one: one[:2])[:count]]
 
 
-# nanochat's steps.
+# Steps with nanochat's names.
 
 
 def _nanochat(held: HeldDirectory, fail: Fail) -> Family:

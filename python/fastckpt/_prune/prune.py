@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from typing import Literal
 
 from fastckpt._arguments import checked_threads, one_path
 from fastckpt._metric_names import best_end, nearest_first
@@ -38,7 +39,7 @@ def prune(
     mode: str | None = None,
     dry_run: bool = False,
     quick: bool = False,
-    verify: bool = True,
+    verify: bool | Literal["quick", "full"] = "full",
     threads: int | None = None,
     progress: _Progress | None = None,
 ) -> PruneReport:
@@ -74,7 +75,7 @@ def prune(
             where the metric's name says that higher is better, as "val_acc" does.
         dry_run: Only say what would be deleted. What stays is verified nonetheless.
         quick: Check only the structure of what stays, as in `verify`, and do not read it in full.
-        verify: False is another name of ``quick=True``.
+        verify: "quick" or False is the same as ``quick=True``; "full" or True reads what stays in full.
         threads: Number of threads that read; None chooses.
         progress: Called with bytes done and bytes in all while something is verified.
 
@@ -95,7 +96,9 @@ def prune(
     directory = one_path("path", path)
     if metric is not None and metric_name is not None:
         raise ValueError("metric_name and metric are the same argument: give one")
-    quick = quick or not verify
+    if verify not in (True, False, "quick", "full"):
+        raise ValueError(f"verify must be 'quick' or 'full', not {verify!r}")
+    quick = quick or verify in (False, "quick")
     asked = (keep, keep_every, keep_best, metric_name if metric is None else metric, mode)
     removal = Removal()
     options = _checked_options(*asked, dry_run=dry_run, quick=quick)

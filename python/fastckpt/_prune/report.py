@@ -16,9 +16,9 @@ class Fate(str, enum.Enum):
     KEPT = "kept"
     #: It is removed (in a dry run: would be).
     REMOVED = "removed"
-    #: Not whole, or maybe under way: neither counted nor touched.
+    #: Incomplete, or maybe under way: neither counted nor touched.
     LEFT_ALONE = "left_alone"
-    #: Its bytes are not those that were written: neither counted nor touched.
+    #: Its bytes have changed since they were written: neither counted nor touched.
     DAMAGED = "damaged"
 
 
@@ -45,7 +45,7 @@ class PrunedCheckpoint:
 
     Attributes:
         step: Its step.
-        epoch: Its epoch, for a CheckpointManager's; None for a step of nanochat's.
+        epoch: Its epoch, for a CheckpointManager's checkpoint; None for a step with nanochat's names.
         fate: What becomes of it.
         reasons: Why: "newest", "every", "best", ... for one that is kept; a sentence for the others.
         nbytes: Size of its files in bytes.

@@ -321,7 +321,8 @@ class _Job:
         report = verify(self._to, threads=self._threads)
         if not report.ok:
             raise FormatError(
-                f"{self._to} was written, and does not verify: is the disk failing?", path=self._to
+                f"{self._to} was written and does not verify: the disk may be failing",
+                path=self._to,
             )
         return self._report(outcome, written.nbytes)
 

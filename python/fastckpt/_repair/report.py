@@ -49,7 +49,7 @@ class LostTensor:
     Attributes:
         name: The keys that lead to it, e.g. "transformer.h.3.mlp.c_fc.weight".
         record: The record that held it.
-        is_left_out: Whether the dict that it was in has no such key any more; else there is None in its
+        is_left_out: Whether its key is gone from the dict that it was in; else there is None in its
             place.
     """
 
@@ -66,7 +66,7 @@ class RepairReport(Judged):
         path: The damaged file.
         to: The new file, or where it would have been.
         outcome: What the new file holds.
-        nbytes: Size of the new file in bytes; 0 where there is none.
+        nbytes: Size of the new file in bytes; 0 if there is no new file.
         records: Names of the records that were salvaged, in file order.
         lost: Records that were not, those that only frame the file included.
         tensors: Places of the object whose tensors are lost.

@@ -1,8 +1,9 @@
 """A directory that is held open, and its lock. Imports no torch.
 
-What deletes checkpoints judges them first, which takes time: others save meanwhile. So it looks again right
-before it deletes, in the directory that it opened (whatever its path leads to by then), and under a lock that
-savers share while they give files their names: between the second look and the deletion nothing appears.
+Before checkpoints are deleted they are judged, which takes time: other processes save meanwhile. So they are
+looked at again right before the deletion, in the directory that was opened (wherever its path leads by then),
+and under a lock that savers share while they give files their names: between the second look and the deletion
+no file appears.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from itertools import compress, repeat
 from fastckpt import _native
 from fastckpt._contents.identity import Identity, Standing, standing
 
-# Savers hold the lock for some renames, which takes microseconds. Who deletes waits no longer than this, and
-# then deletes nothing.
+# Savers hold the lock for some renames, which takes microseconds. A deletion waits no longer than this, and is
+# then given up.
 _PATIENCE_SECS = 1.0
 _INTERVAL_SECS = 0.002
-# What answers where the file system has no locks, or none for directories.
+# The errors of a file system without locks, or without locks for directories.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL, errno.EBADF})
 
 
@@ -59,17 +60,17 @@ class HeldDirectory:
         return cls(path, fd, has_numbers=has_numbers)
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the directory."""
         _let_go(self._fd)
 
     def names(self, part: str = "") -> list[str]:
-        """List the names in it that have this part, in no order; there may be very many others."""
+        """List the names in it that contain `part`, in no order; there may be very many others."""
         with self._described("listing the directory"):
             names = os.listdir(self._fd)
         return list(compress(names, map(str.__contains__, names, repeat(part))))
 
     def look(self, name: str) -> Standing | None:
-        """Return what stands at a name in it."""
+        """Return which file has a name in it; None if no file has."""
         with self._described("looking at the file", name):
             there = standing(name, directory=self._fd)
         if there is None:
@@ -78,11 +79,11 @@ class HeldDirectory:
         return Standing(self.comparable(there.name), file)
 
     def comparable(self, file: Identity) -> Identity:
-        """Return what is compared of a file in it: not the number, where that says nothing."""
+        """Return what is compared of a file in it: without its number, if that says nothing here."""
         return file if self._has_numbers else file._replace(device=0, inode=0)
 
     def look_at(self, names: list[str]) -> dict[str, Standing]:
-        """Return what stands at each of these names; those at which nothing does are left out."""
+        """Return which file has each of these names; names without a file are left out."""
         found = {name: self.look(name) for name in names}
         return {name: there for name, there in found.items() if there is not None}
 
@@ -93,7 +94,7 @@ class HeldDirectory:
 
     @contextmanager
     def _described(self, doing: str, name: str = "") -> Iterator[None]:
-        """Let an error say what was being done, and to what: the calls know a descriptor only."""
+        """Make errors say what was being done, and to what: the calls know only a descriptor."""
         try:
             yield
         except OSError as error:
@@ -103,9 +104,9 @@ class HeldDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Have the directory's lock alone while the block runs; yields False where it cannot be had.
+        """Have the directory's lock alone while the block runs; yields False if another process has it.
 
-        True also where directories have no locks: what is done then is only as safe as a second look.
+        Yields True also if directories have no locks here: then only the second look protects.
         """
         held = self._lock()
         try:
@@ -117,7 +118,7 @@ class HeldDirectory:
                     fcntl.flock(self._fd, fcntl.LOCK_UN)
 
     def _lock(self) -> bool | None:
-        """Take the lock; None where there is none to take."""
+        """Take the lock; None if directories have no locks here."""
         end = time.monotonic() + _PATIENCE_SECS
         while True:
             try:

@@ -49,7 +49,7 @@ _PRECEDENCE = (
 
 
 def worst(statuses: Iterable[Status]) -> Status:
-    """Return the verdict that wins over the others; GOOD if there are none."""
+    """Return the verdict that wins over the others; GOOD if there are no verdicts."""
     return min(statuses, key=_PRECEDENCE.index, default=Status.GOOD)
 
 

@@ -1,7 +1,7 @@
 """Verify TorchScript archives that have compressed records, which the core does not read.
 
 torch.save compresses nothing, and what it never writes, the core refuses. torch.jit.save compresses
-the code that it stores beside the tensors. Such a file is no damaged checkpoint.
+the code that it stores beside the tensors. These files are not damaged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .report import Damage
 # The code of a model. More than this, inflated, is a bomb and no code.
 _INFLATED_NBYTES_MAX = 64 << 20
 _CHUNK_NBYTES = 1 << 20
-# What zipfile raises for bytes that are no archive; RuntimeError for the flag of encryption.
+# What zipfile raises for bytes that are not an archive; RuntimeError for the flag of encryption.
 _NOT_READABLE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -37,7 +37,7 @@ def verify_torchscript(
         progress: Called with the bytes done.
 
     Returns:
-        Number of records and the damages; None if it is no TorchScript archive that can be opened.
+        Number of records and the damages; None if it is not a TorchScript archive, or cannot be opened.
     """
     try:
         with zipfile.ZipFile(path) as archive:

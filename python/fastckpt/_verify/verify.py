@@ -105,8 +105,7 @@ class _Work:
         try:
             named = find_step(path)
         except OSError as error:
-            message = error.strerror or str(error)
-            self.errors.append(FileReport(path, "directory", Status.NOT_FOUND, message=message))
+            self.errors.append(unreadable(path, "directory", error))
             return True
         if named is not None:
             self.directories.append(_directory_of(named))

@@ -63,7 +63,7 @@ def _message(error: Exception, command: str | None) -> str:
         if isinstance(error, FileExistsError):
             return f"{_name(error)} exists already, and {command} only writes new files"
         return f"{_name(error)}: {error.strerror}"
-    return str(error)
+    return str(error) or type(error).__name__
 
 
 def _name(error: OSError) -> str:
@@ -114,6 +114,10 @@ def _repair(error: Exception, command: str | None) -> str | None:
 def _verify(error: Exception, command: str | None) -> str | None:
     path = _path(error)
     return None if path is None else f"`fastckpt verify {path}` says what is wrong"
+
+
+def _less_memory(error: Exception, command: str | None) -> str:
+    return "free some memory, or use fewer threads (--threads 1)"
 
 
 def _trust(error: Exception, command: str | None) -> str:
@@ -180,6 +184,7 @@ _TABLE = (
     _Row((ChecksumError,), "damaged", exit_codes.DAMAGED, _repair),
     _Row((FormatError,), "damaged", exit_codes.DAMAGED, _verify),
     _Row((OSError,), "io_error", exit_codes.IO_ERROR),
+    _Row((MemoryError,), "io_error", exit_codes.IO_ERROR, _less_memory),
     _Row((ValueError,), "usage", exit_codes.USAGE, _usage),
 )
 # The one exception: 1 is "different" there, as in diff(1), so damage must not be.

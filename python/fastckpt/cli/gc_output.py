@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastckpt._gc.report import GarbageFile, GarbageKind, GcReport, StepState, UnfinishedStep
+from fastckpt._named_step import split_step
 from fastckpt.cli.output import Line, format_nbytes, kept_notes, plural, printable
 
 _KINDS = {
@@ -96,6 +97,9 @@ def messages(report: GcReport) -> Iterator[tuple[str, str]]:
     """Yield (kind, text) of what belongs on stderr."""
     for path in report.not_found:
         yield "error", f"{printable(path)}: no such directory"
+        step = split_step(path)
+        if step is not None:
+            yield "hint", f"this command takes a directory, not a step: {printable(step[0])}"
     for path, words in report.errors:
         yield "error", f"{printable(path)}: {printable(words)}"
     yield from kept_notes(report.files, report.errors)

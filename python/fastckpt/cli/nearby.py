@@ -1,9 +1,10 @@
-"""Where checkpoints are, if not where a command was told that is not recursive."""
+"""Hints for commands that are not recursive: which directories below have checkpoints."""
 
 from __future__ import annotations
 
 import os
 
+from fastckpt._named_step import split_step
 from fastckpt._steps.survey import walk_directories
 from fastckpt.cli.output import printable
 
@@ -14,7 +15,10 @@ _VISITED_MAX = 1000
 
 
 def not_found_hint(path: str) -> str:
-    """Say what to do where there is no checkpoint in a directory: name those below it that have some."""
+    """Say what to do if a directory has no checkpoints: name those below it that have some."""
+    step = split_step(path)
+    if step is not None:
+        return f"this command takes a directory, not a step: {printable(step[0])}"
     found = _with_checkpoints(path) if os.path.isdir(path) else []
     if not found:
         return "give the directory that holds model_*.pt or checkpoint_epoch*.pt"

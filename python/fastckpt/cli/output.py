@@ -1,8 +1,8 @@
 """Write results to stdout and messages to stderr.
 
 What is printed may come from a file that someone else made: control characters never reach the
-terminal as such. Commands escape names where they put them into columns; here whatever they have left
-is escaped, so that none can be forgotten. Colour only repeats what a word says already.
+terminal unescaped. Commands escape names when they put them into columns; whatever they have left is
+escaped here, so that nothing can be forgotten. Colour only repeats what a word says already.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ class _Deletable(Protocol):
 def kept_notes(
     files: Iterable[_Deletable], errors: Iterable[tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
-    """Yield (kind, text) of why files were not deleted where that is no error, each reason once."""
+    """Yield (kind, text) of why files were not deleted if that is not an error, each reason once."""
     reported = {words for _, words in errors}
     first: dict[str, str] = {}
     for file in files:

@@ -17,7 +17,7 @@ Align = Literal["<", ">"]
 _GAP = "  "
 # How far what stands below a name is indented.
 _BELOW = "    "
-# Where stdout is no terminal and COLUMNS is not set.
+# If stdout is not a terminal and COLUMNS is not set.
 _WIDTH = 120
 _TEXT_MAX = 160
 _DIGITS = re.compile(r"([0-9]+)")

@@ -5,6 +5,7 @@ import os
 import re
 import stat
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 _Path = str | os.PathLike[str]
 
@@ -122,7 +123,12 @@ def source_directory(source: str) -> str:
     Raises:
         KeyError: `source` is not one of these.
     """
-    name = _SOURCE_DIRECTORIES[source]
+    name = _SOURCE_DIRECTORIES.get(source)
+    if name is None:
+        expected = ", ".join(map(repr, _SOURCE_DIRECTORIES))
+        near = get_close_matches(str(source), _SOURCE_DIRECTORIES, n=1)
+        meant = f"; did you mean {near[0]!r}?" if near else ""
+        raise KeyError(f"source must be one of {expected}, not {source!r}{meant}")
     return os.path.join(_base_directory(), name)
 
 

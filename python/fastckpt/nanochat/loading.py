@@ -31,7 +31,7 @@ def load_checkpoint(
     rank: int = 0,
     *,
     world_size: int | None = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """Load the files of a step, as nanochat (92d63d4) does, with every byte of them checked.
 
     All parts are of one save. With `load_optimizer` the step must be whole: every rank's shard is there,

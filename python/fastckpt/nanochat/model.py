@@ -38,7 +38,7 @@ def build_model(
     model_class: Callable[[Any], Any] | None = None,
     config_class: Callable[..., Any] | None = None,
     tokenizer: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """Build the model of a step, as nanochat (92d63d4) does.
 
     The model is made on the meta device, so its weights take no memory until `init_weights()`. That
@@ -113,7 +113,7 @@ def load_model_from_dir(
     model_class: Callable[[Any], Any] | None = None,
     config_class: Callable[..., Any] | None = None,
     tokenizer: Any = None,
-) -> tuple[Any, Any, Any]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """Build a model from a directory of model tags, as nanochat (92d63d4) does.
 
     Args:
@@ -159,7 +159,7 @@ def load_model_from_dir(
     )
 
 
-def load_model(source: str, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any]:
+def load_model(source: str, *args: Any, **kwargs: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Build the model of a training stage of nanochat, as nanochat (92d63d4) does.
 
     Args:
@@ -191,7 +191,7 @@ def load_optimizer_state(
     step: int | None = None,
     *,
     world_size: int | None = None,
-) -> Any:
+) -> dict[str, Any] | None:
     """Load the optimizer shard of one rank alone, as nanochat (92d63d4) does.
 
     Args:
@@ -235,7 +235,7 @@ def load_optimizer_state(
 
 def _load_shard(
     directory: str, step: int, device: str | torch.device, rank: int, world_size: int | None
-) -> Any:
+) -> dict[str, Any] | None:
     path = StepPaths(directory, step).optimizer(rank)
     check = partial(shards_check, directory, step, world_size=world_size)
     # A rank without a shard cannot take a part for the whole; but the ranks of a group must not differ.
@@ -245,7 +245,10 @@ def _load_shard(
     log0(f"Loading optimizer state from {path}")
     check_shards = check(may_be_alone=rank > 0)
     save = open_save(directory, step, optimizer=False, rank=rank, check_shards=check_shards)
-    return None if save.shard is None else load_part(save.shard, device)
+    if save.shard is None:
+        return None
+    shard: dict[str, Any] = load_part(save.shard, device)
+    return shard
 
 
 def _has_shard(directory: str, step: int, rank: int, check_shards: Callable[[int], None]) -> bool:

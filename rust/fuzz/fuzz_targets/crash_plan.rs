@@ -10,8 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::thread;
 
-use libc::{EIO, ENOSPC};
 use fastckpt_core::Result;
+use libc::{EIO, ENOSPC};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 

@@ -56,10 +56,7 @@ fn check(file: &[u8]) {
     let spans = spans.expect("memory can be read");
     for (span, entry) in spans.iter().zip(entries) {
         let start = entry.payload_offset as usize;
-        assert_eq!(
-            span.as_slice(),
-            &file[start..start + entry.nbytes as usize]
-        );
+        assert_eq!(span.as_slice(), &file[start..start + entry.nbytes as usize]);
     }
 }
 

@@ -7,4 +7,5 @@
 
 pub mod memory;
 pub mod mutate;
+pub mod stack;
 pub mod zipfile;
