@@ -15,6 +15,7 @@ import pdoc
 import pdoc.render
 
 import fastckpt
+from fastckpt import errors
 
 # The native module is private, but reports contain its classes, and its stub is where they are documented.
 MODULES = ("fastckpt", "fastckpt._native")
@@ -24,6 +25,12 @@ def import_public_names() -> None:
     """Import what is imported when it is first used: pdoc looks only at what is there."""
     for name in fastckpt.__all__:
         getattr(fastckpt, name)
+
+
+def say_where_errors_are_written() -> None:
+    """Undo what tracebacks profit from, the short name of the module: pdoc reads the source of classes there."""
+    for name in errors.__all__:
+        getattr(errors, name).__module__ = errors.__name__
 
 
 def make_stub_runnable(directory: Path) -> None:
@@ -40,6 +47,7 @@ def make_stub_runnable(directory: Path) -> None:
 def make(output: Path) -> None:
     """Write the reference into a directory."""
     import_public_names()
+    say_where_errors_are_written()
     pdoc.render.configure(docformat="google", show_source=False)
     with tempfile.TemporaryDirectory() as stubs, warnings.catch_warnings():
         warnings.simplefilter("error")
