@@ -55,8 +55,8 @@ def best_end(metric_name: str, mode: str | None) -> Mode:
     if mode is None:
         if sounds_like_accuracy(metric_name):
             raise ValueError(
-                f"higher is better for {metric_name!r}, by its name, and the default is the lowest: "
-                "say --mode max, or --mode min (in Python, mode='max' or mode='min')"
+                f"{metric_name!r} sounds as if higher is better, and the default is the lowest: "
+                "say --mode max, or --mode min (mode= in Python)"
             )
         return "min"
     if mode not in ("min", "max"):
