@@ -728,8 +728,8 @@ def test_text(abandoned: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["gc", "--incomplete", str(abandoned)]) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith("REMOVED: 5 files, ")
-    assert f"  removed      temporary file      1.5 kB  {left}\n" in captured.out
-    assert "  removed      incomplete step" in captured.out
+    assert f"  removed       temporary file      1.5 kB  {left}\n" in captured.out
+    assert "  removed       incomplete step" in captured.out
     assert captured.err == ""
 
     assert run(["gc", str(abandoned)]) == 0
