@@ -426,3 +426,19 @@ def test_a_module_that_converts_what_it_loads_decides_by_itself(tmp_path: Path) 
     assert path is not None
     model = nn.Sequential(Quantized(2, 2, dtype=torch.float16))
     assert fastckpt.resume_training(path, model).adjusted == {}
+
+
+def test_averages_that_are_applied_or_of_another_model_stop_nothing_half_way(
+    tmp_path: Path,
+) -> None:
+    path = fastckpt.CheckpointManager(tmp_path, nn.Linear(2, 2)).save(0, 0, {"val_loss": 1})
+    assert path is not None
+    model = nn.Linear(2, 2)
+    before = copy.deepcopy(model.state_dict())
+    ema = fastckpt.EMAModel(model)
+    with ema.applied(), pytest.raises(StateMismatchError, match=r"restore\(\) them"):
+        fastckpt.resume_training(path, model, ema=ema)
+    assert_same(model.state_dict(), before)
+    other = AveragedModel(nn.Linear(3, 3))
+    skipped = fastckpt.resume_training(path, model, ema=other).skipped
+    assert skipped["ema"] == "the checkpoint has no state for it"

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from fastckpt._bare_model import unwrap
 from fastckpt.ema import EMAModel
 from fastckpt.errors import StateMismatchError
 
@@ -57,20 +58,34 @@ def beginning_of(ema: Any, model: Any) -> Callable[[], None] | None:
         ema: An `EMAModel`, an `AveragedModel` of torch's, or one that keeps its averages by name in a dict
             `shadow`.
         model: The model, once its weights are loaded.
+
+    Raises:
+        StateMismatchError: The averages are in the model now.
     """
     if isinstance(ema, EMAModel):
+        if ema.is_applied:
+            raise StateMismatchError(
+                "the averages are in the model: restore() them before resuming"
+            )
         return ema.reset
     if isinstance(ema, AveragedModel) and isinstance(model, nn.Module):
-        return partial(_begin_averaged, ema, model)
+        return partial(_begin_averaged, ema, model) if _is_average_of(ema, model) else None
     shadow = getattr(ema, "shadow", None)
     if isinstance(shadow, dict) and isinstance(model, nn.Module):
         return partial(_begin_shadow, shadow, model)
     return None
 
 
+def _is_average_of(ema: AveragedModel, model: nn.Module) -> bool:
+    own, state = ema.module.state_dict(), unwrap(model).state_dict()
+    return own.keys() == state.keys() and all(
+        own[name].shape == state[name].shape for name in own if isinstance(own[name], torch.Tensor)
+    )
+
+
 def _begin_averaged(ema: AveragedModel, model: nn.Module) -> None:
     # It copies the weights in its first update; until then it would be the model before loading.
-    ema.module.load_state_dict(model.state_dict())
+    ema.module.load_state_dict(unwrap(model).state_dict())
     ema.n_averaged.zero_()
 
 

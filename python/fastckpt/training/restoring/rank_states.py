@@ -20,9 +20,14 @@ def rng_states_of_rank(
 ) -> Mapping[str, Any] | None:
     """Return the RNG states of this process's rank; note why, if it has none."""
     rank, world_size = rank_and_world_size()
-    states: Mapping[str, Any] | None = contents.get("rng_states")
+    states = contents.get("rng_states")
     if states is None:
         report.skip("RNG", "the checkpoint has no states for it")
+        return None
+    if not isinstance(states, Mapping):
+        report.skip(
+            "RNG", f"the checkpoint has a {type(states).__name__} in the place of its states"
+        )
         return None
     saved_by = states.get("world_size", 1)
     if saved_by != world_size:
@@ -33,6 +38,9 @@ def rng_states_of_rank(
         )
     if rank == 0:
         return states
+    if not {"global_step", "epoch"} <= contents.keys():
+        report.skip("RNG", f"only a CheckpointManager's file has states of rank {rank}")
+        return None
     name = CheckpointName(contents["global_step"], contents["epoch"], rank)
     own = os.path.join(os.path.dirname(path), str(name))
     try:
