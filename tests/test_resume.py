@@ -85,7 +85,7 @@ def test_every_file_loads_with_plain_torch_load(runs: Path) -> None:
         "import sys, torch\n"
         "for path in sys.argv[1:]:\n"
         "    contents = torch.load(path, weights_only=True)\n"
-        "    assert len(contents) == 15, contents.keys()\n"
+        "    assert len(contents) == 19, contents.keys()\n"
         "    assert contents['model_config'] == {'features': 8}\n"
         "    assert contents['config']['metric_name'] == 'loss'\n"
     )

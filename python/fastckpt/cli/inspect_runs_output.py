@@ -34,8 +34,8 @@ _INDENT = "  "
 _WANTED = ("val", "core", "eval", "test", "bpb", "time", "flops", "loss", "acc", "ppl", "lr")
 # Columns that go first where the terminal is narrow.
 _DISPENSABLE = ("ranks", "model", "optimizer", "epoch")
-# A problem that is longer is in --json.
-_PROBLEM_CHARS = 300
+# A problem that is longer is in --json. It may name two files, by paths of any length.
+_PROBLEM_CHARS = 1000
 
 
 def directory_lines(contents: DirectoryContents) -> Iterator[Line]:

@@ -22,6 +22,9 @@ from tests.specimens import assert_same
 import fastckpt
 from fastckpt._steps import save_id
 
+# Before the zygote forks: a child that has yet to import them is killed before its save begins.
+from fastckpt.nanochat import load_checkpoint, save_checkpoint
+
 FILE = "model.pt"
 # A chunk of 2 MiB and a bit of a second: a save has several writes, in several threads.
 FILE_NUMEL = 550_000
@@ -60,7 +63,7 @@ def meta_state(number: int) -> Obj:
 
 def save_rank(directory: Path, step: int, number: int, rank: int) -> None:
     """Save one rank's part of a step."""
-    fastckpt.save_checkpoint(
+    save_checkpoint(
         directory,
         step,
         model_state(number),
@@ -151,9 +154,7 @@ def load_step(directory: Path, run: str, step: int, number: int, rank: int) -> A
     """Load a step with the optimizer shard of a rank."""
 
     def act() -> Callable[[], None]:
-        found = fastckpt.load_checkpoint(
-            directory / run, step, "cpu", load_optimizer=True, rank=rank
-        )
+        found = load_checkpoint(directory / run, step, "cpu", load_optimizer=True, rank=rank)
         return lambda: assert_step(found, number, rank)
 
     return act
@@ -180,7 +181,7 @@ def assert_step(found: tuple[Any, Any, Any], number: int, rank: int) -> None:
 def refusal_to_load(run: Path, step: int, rank: int, ranks: int) -> str | None:
     """Return what is said of a step that is not whole; None where it loads."""
     try:
-        fastckpt.load_checkpoint(run, step, "cpu", load_optimizer=True, rank=rank, world_size=ranks)
+        load_checkpoint(run, step, "cpu", load_optimizer=True, rank=rank, world_size=ranks)
     except fastckpt.IncompleteCheckpointError as error:
         return str(error)
     return None
