@@ -56,6 +56,7 @@ def test_gpt_guesses_before_it_is_trained() -> None:
     assert "guessing among 256 bytes: 5.545" in said
 
 
+@pytest.mark.slow
 def test_train_resumes_where_it_was(tmp_path: Path) -> None:
     first = example("train", tmp_path, "--steps", "4", "--save-every", "2")
     assert f"last whole step in {tmp_path}: 4;" in first
@@ -67,12 +68,14 @@ def test_train_resumes_where_it_was(tmp_path: Path) -> None:
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_speed_loads_what_was_saved(tmp_path: Path) -> None:
     said = example("speed", tmp_path)
     assert "what was loaded is bit for bit what was saved" in said
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_tutorial_makes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None:
     path = tmp_path / "new" / "tutorial.pt"
     first = example("tutorial", path)
@@ -90,6 +93,7 @@ def test_tutorial_makes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -> None
     assert f"{path.stat().st_size:,} bytes on the disk" in second
 
 
+@pytest.mark.slow
 def test_ranks_save_a_step_together_and_miss_a_lost_shard(tmp_path: Path) -> None:
     first = example("ranks", tmp_path, "--ranks", "2")
     assert "last whole step: 20, of 2 ranks" in first
@@ -98,6 +102,7 @@ def test_ranks_save_a_step_together_and_miss_a_lost_shard(tmp_path: Path) -> Non
     assert "last whole step: 40, of 2 ranks" in example("ranks", tmp_path, "--ranks", "2")
 
 
+@pytest.mark.slow
 def test_manager_loop_goes_on_exactly_after_a_kill(tmp_path: Path) -> None:
     whole = losses_of(example("manager_loop", tmp_path / "undisturbed", "--steps", "30"))
     directory = tmp_path / "killed"

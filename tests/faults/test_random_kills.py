@@ -12,6 +12,7 @@ SEED = 20_261_123
 CASES = 300
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_kill_at_any_time_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     tally = run(SEED, CASES, tmp_path)
