@@ -321,7 +321,7 @@ def test_averages_of_compiled_and_distributed_models_are_those_of_the_bare_one()
     partly.norm = torch.compile(partly.norm, backend="eager")  # type: ignore[assignment]
     for wrapped in (compiled, distributed, both, partly, nn.DataParallel(model)):
         ema = EMAModel(wrapped, 0.9)
-        # As the guide's class, by the names that this model has for its parameters.
+        # As a script's own EMAModel, by the names that this model has for its parameters.
         trainable = [name for name, p in wrapped.named_parameters() if p.requires_grad]
         assert list(ema.state_dict()["shadow"]) == list(ema.shadow) == trainable
         ema.load_state_dict(bare.state_dict())

@@ -99,7 +99,7 @@ def test_nested_use_is_an_error_that_says_so_and_the_model_is_restored() -> None
     with pytest.raises(RuntimeError, match=r"in the model already, and apply cannot be nested"):
         nest()
     assert bits(model.state_dict()) == before
-    # As the guide's class: there is nothing to undo.
+    # As a script's own EMAModel: there is nothing to undo.
     ema.restore()
     assert bits(model.state_dict()) == before
 

@@ -43,7 +43,7 @@ def seed_all(seed: int) -> None:
 
 
 def guides_states() -> dict[str, Any]:
-    """Take the states as the guide's manager does."""
+    """Take the states as a script's own manager does."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002
@@ -52,7 +52,7 @@ def guides_states() -> dict[str, Any]:
 
 
 def guides_restore(states: dict[str, Any]) -> None:
-    """Restore the states as the guide's manager does."""
+    """Restore the states as a script's own manager does."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])  # noqa: NPY002
     torch.set_rng_state(states["torch"])

@@ -243,7 +243,7 @@ def test_averaging_is_done_by_average_checkpoints(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "fastckpt._average.average", module)
     model = torch.nn.Linear(1, 1)
     assert ModelSelector.average_checkpoints(["a.pt"], model, weights=[1.0]) == {"w": 1}
-    # As the guide's: the model is a reference, and whoever calls loads the result into it.
+    # As a script's own selector: the model is a reference, and whoever calls loads the result into it.
     assert calls == [((["a.pt"],), {"weights": [1.0]})]
 
 

@@ -185,7 +185,7 @@ def _ema_parts(root: Any, path: str) -> list[Mapping[str, Any]]:
             "(--ema) to export the model's own weights",
             path=path,
         )
-    # The guide's class has no buffers; "parameters" is an earlier name of ours.
+    # The EMA classes that scripts carry with them have no buffers; "parameters" is an earlier name of ours.
     parameters, buffers = ema.get("shadow", ema.get("parameters")), ema.get("buffers", {})
     if isinstance(parameters, dict) and isinstance(buffers, dict):
         parts: list[Mapping[str, Any]] = [parameters, buffers]
