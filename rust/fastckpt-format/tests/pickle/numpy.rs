@@ -251,6 +251,12 @@ fn an_array_is_as_large_as_its_bytes() {
     );
 }
 
+/// A dtype of float64 whose state begins and ends so; its byte order is the usual one.
+fn f8_with_state(begin: &[u8], end: &[u8]) -> Vec<u8> {
+    let order = unicode("<");
+    [DTYPE, &unicode("f8"), b"\x89\x88\x87R", begin, &order, end].concat()
+}
+
 /// Checks that torch gets such a pickle as it is.
 fn are_left_to_torch(cases: &[Vec<u8>]) {
     for case in cases {
@@ -275,52 +281,11 @@ fn dtypes_of_anything_else_are_left_to_torch() {
         dtype("u1", "<"),
         dtype("f8", "="),
         // Another state: a version, parts, metadata, a size of its own, flags, no tuple.
-        [
-            DTYPE,
-            &unicode("f8"),
-            b"\x89\x88\x87R",
-            b"(K\x04",
-            &unicode("<"),
-            NO_PARTS,
-            b"tb",
-        ]
-        .concat(),
-        [
-            DTYPE,
-            &unicode("f8"),
-            b"\x89\x88\x87R",
-            b"(K\x03",
-            &unicode("<"),
-            b")NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb",
-        ]
-        .concat(),
-        [
-            DTYPE,
-            &unicode("f8"),
-            b"\x89\x88\x87R",
-            b"(K\x03",
-            &unicode("<"),
-            b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}tb",
-        ]
-        .concat(),
-        [
-            DTYPE,
-            &unicode("f8"),
-            b"\x89\x88\x87R",
-            b"(K\x03",
-            &unicode("<"),
-            b"NNNK\x08K\x08K\x00tb",
-        ]
-        .concat(),
-        [
-            DTYPE,
-            &unicode("f8"),
-            b"\x89\x88\x87R",
-            b"(K\x03",
-            &unicode("<"),
-            b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb",
-        ]
-        .concat(),
+        f8_with_state(b"(K\x04", &[NO_PARTS, b"tb"].concat()),
+        f8_with_state(b"(K\x03", b")NNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"),
+        f8_with_state(b"(K\x03", b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00}tb"),
+        f8_with_state(b"(K\x03", b"NNNK\x08K\x08K\x00tb"),
+        f8_with_state(b"(K\x03", b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"),
         [DTYPE, &unicode("f8"), b"\x89\x88\x87R", b"}b"].concat(),
     ]);
 }
