@@ -9,7 +9,7 @@ import typer
 
 from fastckpt.cli.average_output import messages, report_document, report_lines
 from fastckpt.cli.exit_codes import epilog
-from fastckpt.cli.options import Json, Quiet, Task, Threads
+from fastckpt.cli.options import Json, Quiet, Task, Threads, to_option
 from fastckpt.cli.output import Output, print_report
 from fastckpt.cli.progress import progress_bar
 
@@ -36,7 +36,7 @@ def average(
     ],
     to: Annotated[
         str,
-        typer.Option("--to", "--output", "-o", metavar="OUT", help="Output file; must not exist."),
+        to_option("OUT", "Output file; must not exist."),
     ],
     weights: Annotated[
         str | None,

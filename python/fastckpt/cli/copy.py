@@ -9,7 +9,7 @@ import typer
 
 from fastckpt.cli.copy_output import messages, report_document, report_lines
 from fastckpt.cli.exit_codes import epilog
-from fastckpt.cli.options import Json, Quiet, Task, Threads, destination
+from fastckpt.cli.options import Json, Quiet, Task, Threads, destination, to_option
 from fastckpt.cli.output import Output, print_report
 from fastckpt.cli.progress import progress_bar
 
@@ -44,7 +44,7 @@ def copy(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", "--output", "-o", metavar="DEST", help="DEST, as an option."),
+        to_option("DEST"),
     ] = None,
     step: Annotated[
         list[int] | None,

@@ -13,7 +13,7 @@ import typer
 from fastckpt._export_kind import export_kind
 from fastckpt.cli.exit_codes import epilog
 from fastckpt.cli.export_output import messages, report_document, report_lines
-from fastckpt.cli.options import Json, Quiet, Task, Threads, destination
+from fastckpt.cli.options import Json, Quiet, Task, Threads, destination, to_option
 from fastckpt.cli.output import Output, print_message, print_report, printable
 from fastckpt.cli.progress import progress_bar
 from fastckpt.errors import MissingChecksumWarning
@@ -54,7 +54,7 @@ def export(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", "--output", "-o", metavar="OUT", help="OUT, as an option."),
+        to_option("OUT"),
     ] = None,
     ema: Annotated[
         bool,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,12 @@ Threads = Annotated[
     int | None,
     typer.Option("--threads", metavar="N", min=1, help="Number of threads [default: automatic]"),
 ]
+
+
+def to_option(metavar: str, description: str | None = None) -> Any:
+    """Return the option --to, for an argument that is called `metavar`."""
+    words = description or f"{metavar}, as an option."
+    return typer.Option("--to", "--output", "-o", metavar=metavar, help=words)
 
 
 def destination(argument: str | None, option: str | None, metavar: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fastckpt.cli.exit_codes import epilog
-from fastckpt.cli.options import Json, Quiet, Task, Threads, destination
+from fastckpt.cli.options import Json, Quiet, Task, Threads, destination, to_option
 from fastckpt.cli.output import Output, print_report
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.repair_output import messages, report_document, report_lines
@@ -33,7 +33,7 @@ def repair(
     ] = None,
     to: Annotated[
         str | None,
-        typer.Option("--to", "--output", "-o", metavar="NEW", help="NEW, as an option."),
+        to_option("NEW"),
     ] = None,
     threads: Threads = None,
     quiet: Quiet = False,
