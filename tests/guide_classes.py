@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from tests.guide_manager import rng_states
 from torch import Tensor, nn
 
 # The guide prints; what it prints is compared with our log.
@@ -103,27 +102,6 @@ class ModelExporter:
         before, after = os.path.getsize(checkpoint_path), os.path.getsize(output_path)
         said.info("Exported inference checkpoint:")
         said.info("  Reduction: %.1f%%", (1 - after / before) * 100)
-
-
-def rng_states() -> dict[str, Any]:
-    """Take the states of the random number generators as the guide's manager does."""
-    states: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def restore_rng_states(states: dict[str, Any]) -> None:
-    """Restore them as the guide's manager does."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
 
 
 def checkpoint(path: Path, model: nn.Module, step: int, **more: Any) -> Path:

@@ -6,17 +6,15 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tests.faults.children import start
 from tests.manager_runs import Weights, manager_of, messages, names, steps_in
-from tests.rendezvous import Rendezvous, rendezvous
+from tests.rendezvous import Rendezvous, in_ranks, rendezvous
 from torch import distributed
 
 import fastckpt
@@ -28,24 +26,6 @@ WORLD_SIZE = 2
 def meeting() -> Iterator[Rendezvous]:
     with rendezvous() as found:
         yield found
-
-
-def in_ranks(meeting: Rendezvous, work: Callable[[int], Any]) -> list[Any]:
-    """Run `work(rank)` in a process for each rank of a gloo group; return what they return."""
-
-    def run(rank: int) -> Any:
-        store = meeting.store(rank, WORLD_SIZE)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
-        value = work(rank)
-        # The master's store has to live as long as others ask it.
-        distributed.barrier()
-        distributed.destroy_process_group()
-        return value
-
-    children = [start(partial(run, rank)) for rank in range(WORLD_SIZE)]
-    outcomes = [child.outcome() for child in children]
-    assert all(outcome.ok for outcome in outcomes), "\n".join(map(str, outcomes))
-    return [outcome.value for outcome in outcomes]
 
 
 def seed_all(seed: int) -> None:
@@ -74,7 +54,7 @@ def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, meeting: Rendezv
             distributed.barrier()
         return draw()
 
-    expected = in_ranks(meeting, save)
+    expected = in_ranks(meeting, WORLD_SIZE, save)
     assert expected[0] != expected[1]
     # Of the deleted ones nothing is left, of any rank; the weights are those of rank 0.
     kept = [name(step, rank) for step in (20, 30, 40) for rank in (0, 1)]
@@ -93,7 +73,7 @@ def test_each_rank_goes_on_with_its_own_numbers(tmp_path: Path, meeting: Rendezv
         drawn = draw()
         return [drawn, manager.load_best().skipped, draw() == drawn]
 
-    found = in_ranks(meeting, resume)
+    found = in_ranks(meeting, WORLD_SIZE, resume)
     assert found == [[numbers, {}, False] for numbers in expected]
 
 
@@ -104,29 +84,33 @@ def test_numbers_of_another_save_are_not_taken(tmp_path: Path, meeting: Rendezvo
         seed_all(rank)
         manager_of(tmp_path, metric_name=None).save(0, 10, {})
 
-    in_ranks(meeting, save)
+    in_ranks(meeting, WORLD_SIZE, save)
     shutil.copy(tmp_path / name(10, 1), tmp_path / "old")
-    in_ranks(meeting, save)
+    in_ranks(meeting, WORLD_SIZE, save)
     os.replace(tmp_path / "old", tmp_path / name(10, 1))
 
     def resume(rank: int) -> dict[str, str]:
         return manager_of(tmp_path, metric_name=None).load().skipped
 
-    skipped = in_ranks(meeting, resume)
+    skipped = in_ranks(meeting, WORLD_SIZE, resume)
     assert skipped[0] == {}
     assert skipped[1] == {
         "RNG": f"the states of rank 1 cannot be read: {tmp_path / name(10, 1)} is of another save "
         f"than {tmp_path / name(10)}"
     }
     (tmp_path / name(10, 1)).unlink()
-    skipped = in_ranks(meeting, resume)
+    skipped = in_ranks(meeting, WORLD_SIZE, resume)
     assert "No such file" in skipped[1]["RNG"]
 
 
 def test_another_number_of_ranks_is_said(
     tmp_path: Path, meeting: Rendezvous, caplog: pytest.LogCaptureFixture
 ) -> None:
-    in_ranks(meeting, lambda _rank: bool(manager_of(tmp_path, metric_name=None).save(0, 10, {})))
+    in_ranks(
+        meeting,
+        WORLD_SIZE,
+        lambda _rank: bool(manager_of(tmp_path, metric_name=None).save(0, 10, {})),
+    )
     resumed = manager_of(tmp_path, metric_name=None).load()
     assert "torch RNG" in resumed.restored
     assert list(resumed.skipped) == ["RNG of all ranks"]
@@ -138,7 +122,7 @@ def test_without_rng_states_other_ranks_write_nothing(tmp_path: Path, meeting: R
         manager = manager_of(tmp_path, metric_name=None, save_rng_state=False)
         assert manager.save(0, 10, {}) == tmp_path / name(10)
 
-    in_ranks(meeting, save)
+    in_ranks(meeting, WORLD_SIZE, save)
     assert names(tmp_path) == [name(10)]
 
 
@@ -150,7 +134,7 @@ def test_all_ranks_save_only_what_is_better(tmp_path: Path, meeting: Rendezvous)
         # No barrier in between: a rank may see the files of one that is ahead.
         return [manager.save(0, step, {"val_loss": loss}) is not None for step, loss in losses]
 
-    assert in_ranks(meeting, save) == [[True, False, True, False, True]] * WORLD_SIZE
+    assert in_ranks(meeting, WORLD_SIZE, save) == [[True, False, True, False, True]] * WORLD_SIZE
     assert steps_in(tmp_path) == [0, 2, 4]
 
 
@@ -171,7 +155,7 @@ def test_a_signal_to_one_rank_lets_all_save_the_same_step(
                     break
         return [step, preemption.is_saved]
 
-    assert in_ranks(meeting, train) == [[7, True]] * WORLD_SIZE
+    assert in_ranks(meeting, WORLD_SIZE, train) == [[7, True]] * WORLD_SIZE
     assert names(tmp_path) == [name(7), name(7, 1)]
 
 
@@ -181,4 +165,4 @@ def test_clocks_of_ranks_need_not_agree(tmp_path: Path, meeting: Rendezvous) -> 
         manager = manager_of(tmp_path, metric_name=None, save_every_secs=secs)
         return [manager.should_save(step) for step in range(1, 4)]
 
-    assert in_ranks(meeting, train) == [[True] * 3] * WORLD_SIZE
+    assert in_ranks(meeting, WORLD_SIZE, train) == [[True] * 3] * WORLD_SIZE

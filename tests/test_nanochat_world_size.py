@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.faults.children import start
+from tests.rendezvous import in_ranks, rendezvous
 from torch import distributed
 
 import fastckpt
@@ -43,24 +43,10 @@ def save_as_nanochat(directory: Path, ranks: int) -> None:
     (directory / f"meta_{STEP:06d}.json").write_text(json.dumps({"step": STEP}))
 
 
-def in_group(directory: Path, world_size: int, work: Any) -> list[Any]:
+def in_group(world_size: int, work: Any) -> list[Any]:
     """Run `work(rank)` in each process of a real process group; return what each returned."""
-    rendezvous = directory / f"rendezvous-{world_size}"
-    rendezvous.unlink(missing_ok=True)
-
-    def run(rank: int) -> Any:
-        distributed.init_process_group(
-            "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size
-        )
-        found = work(rank)
-        distributed.barrier()
-        distributed.destroy_process_group()
-        return found
-
-    children = [start(partial(run, rank)) for rank in range(world_size)]
-    outcomes = [child.outcome() for child in children]
-    assert all(outcome.ok for outcome in outcomes), "\n".join(map(str, outcomes))
-    return [outcome.value for outcome in outcomes]
+    with rendezvous() as meeting:
+        return in_ranks(meeting, world_size, work)
 
 
 def load(directory: Path, rank: int = 0, **options: Any) -> Any:
@@ -163,7 +149,7 @@ def test_a_step_that_is_not_whole_says_so_first(run: Path) -> None:
 
 
 def test_a_group_of_as_many_ranks_resumes(run: Path, tmp_path: Path) -> None:
-    found = in_group(tmp_path, 2, lambda rank: [load(run, rank), load(run, rank, world_size=2)])
+    found = in_group(2, lambda rank: [load(run, rank), load(run, rank, world_size=2)])
     assert found == [[{"rank": 0}] * 2, [{"rank": 1}] * 2]
 
 
@@ -180,7 +166,7 @@ def test_a_group_of_another_size_is_refused_on_every_rank(
     refused = (
         f"step 10 in {run} has 2 optimizer shards, but this process group has {group}: resume with "
     )
-    for words, shard in in_group(tmp_path, ranks, work):
+    for words, shard in in_group(ranks, work):
         assert words == f"{refused}2 ranks, or pass world_size=2 to get a shard as it is"
         assert shard == {"rank": 1}
 
@@ -198,7 +184,7 @@ def test_what_the_master_saved_alone_is_loaded_by_saying_so(tmp_path: Path) -> N
         )
         return load(run, world_size=1)
 
-    assert in_group(tmp_path, 2, work) == [{"all": 1}] * 2
+    assert in_group(2, work) == [{"all": 1}] * 2
 
 
 def test_the_refusal_survives_a_process_pool(run: Path) -> None:
@@ -238,8 +224,8 @@ def test_the_state_of_one_rank_alone(save: Any, base: Path, tmp_path: Path) -> N
     assert [state_of(rank, world_size=2) for rank in (0, 1)] == [{"rank": 0}, {"rank": 1}]
     assert state_of(1) == {"rank": 1}
     assert state_of(2) is None
-    assert in_group(tmp_path, 2, state_of) == [{"rank": 0}, {"rank": 1}]
-    found = in_group(tmp_path, 3, lambda rank: words_of(lambda: state_of(rank)))
+    assert in_group(2, state_of) == [{"rank": 0}, {"rank": 1}]
+    found = in_group(3, lambda rank: words_of(lambda: state_of(rank)))
     assert all("this process group has 3 ranks" in words for words in found)
 
 
@@ -249,7 +235,7 @@ def test_a_run_without_optimizer_state_has_none_for_any_number_of_ranks(
     fastckpt.save_checkpoint(base, STEP, {}, None, {})
     assert state_of(0) is None
     assert state_of(0, world_size=2) is None
-    assert in_group(tmp_path, 2, state_of) == [None, None]
+    assert in_group(2, state_of) == [None, None]
 
 
 def test_a_step_that_is_not_there_has_no_state(
@@ -304,7 +290,7 @@ def test_a_rank_without_a_file_has_no_state_where_the_step_does_not_count(
     save_as_nanochat(base, 2)
     (base / "optim_000010_rank0.pt").unlink()
     assert state_of(0) is None
-    found = in_group(tmp_path, 3, lambda rank: words_of(lambda: state_of(rank)))
+    found = in_group(3, lambda rank: words_of(lambda: state_of(rank)))
     assert all("this process group has 3 ranks" in words for words in found)
 
 
@@ -342,7 +328,7 @@ def test_a_shard_that_the_step_would_not_count_is_not_saved(tmp_path: Path) -> N
             fastckpt.save_checkpoint(run, STEP, {}, {}, {}, rank=rank + 2)
         return str(caught.value)
 
-    assert in_group(tmp_path, 2, work)[1] == (
+    assert in_group(2, work)[1] == (
         "rank 3 has optimizer state to save, but world_size=2 counts only ranks 0 to 1"
     )
     with pytest.raises(ValueError, match=r"rank 1 .* world_size=1 counts only rank 0"):
@@ -364,7 +350,7 @@ def test_a_refused_save_does_not_count(tmp_path: Path) -> None:
                 fastckpt.save_checkpoint(run, STEP, {}, {}, {}, rank=rank, world_size=1)
         fastckpt.save_checkpoint(run, STEP, {}, {"rank": rank}, {}, rank=rank)
 
-    in_group(tmp_path, 2, work)
+    in_group(2, work)
     assert fastckpt.verify(run).ok
     assert load(run, 1, world_size=2) == {"rank": 1}
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.guide_manager import rng_states, set_rng_states
 from tests.random_numbers import BIT_GENERATORS, draw_all, make_generators, through_a_file
 
 from fastckpt.training import rng
@@ -42,29 +43,13 @@ def seed_all(seed: int) -> None:
     np.random.standard_normal()  # noqa: NPY002
 
 
-def guides_states() -> dict[str, Any]:
-    """Take the states as a script's own manager does."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),  # noqa: NPY002
-        "torch": torch.get_rng_state(),
-    }
-
-
-def guides_restore(states: dict[str, Any]) -> None:
-    """Restore the states as a script's own manager does."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])  # noqa: NPY002
-    torch.set_rng_state(states["torch"])
-
-
 def test_the_guides_own_lines_restore_a_file_that_plain_torch_load_takes(tmp_path: Path) -> None:
     seed_all(3)
     states = through_a_file(capture_rng({}), tmp_path)
     assert set(states) - {"cuda"} == {"python", "numpy", "torch"}
     expected = draw_all({})
     seed_all(4)
-    guides_restore(states)
+    set_rng_states(states)
     assert draw_all({}) == expected
 
 
@@ -76,7 +61,7 @@ def test_another_global_bit_generator_of_numpy_goes_on_too(name: str, tmp_path: 
     states = through_a_file(capture_rng({}), tmp_path)
     expected = draw_all({})
     draw_all({})
-    guides_restore(states)
+    set_rng_states(states)
     assert draw_all({}) == expected
     draw_all({})
     restored, _ = restore_rng(states, {})
@@ -91,7 +76,7 @@ def as_list(state: tuple[Any, ...]) -> Any:
 @pytest.mark.parametrize("change", [tuple, as_list])
 def test_the_states_that_the_guide_takes_are_restored(change: Callable[[Any], Any]) -> None:
     seed_all(5)
-    states = guides_states()
+    states = rng_states()
     expected = draw_all({})
     states |= {"python": change(states["python"]), "numpy": change(states["numpy"])}
     seed_all(6)

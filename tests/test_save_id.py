@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tests.faults.children import start
-from tests.rendezvous import Rendezvous, rendezvous
+from tests.rendezvous import Rendezvous, in_ranks, rendezvous
 from torch import distributed
 
 import fastckpt
@@ -77,22 +75,6 @@ def test_an_id_agreed_elsewhere_is_used(tmp_path: Path) -> None:
             pass
 
 
-def ranks_of_a_group(directory: Path, meeting: Rendezvous, work: Any) -> None:
-    """Run `work(rank)` in a process for each rank of a real process group."""
-
-    def run(rank: int) -> None:
-        store = meeting.store(rank, WORLD_SIZE)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
-        work(rank)
-        # The master's store has to live as long as others ask it.
-        distributed.barrier()
-        distributed.destroy_process_group()
-
-    children = [start(partial(run, rank)) for rank in range(WORLD_SIZE)]
-    outcomes = [child.outcome() for child in children]
-    assert all(outcome.ok for outcome in outcomes), "\n".join(map(str, outcomes))
-
-
 @pytest.fixture
 def meeting() -> Iterator[Rendezvous]:
     with rendezvous() as found:
@@ -106,7 +88,7 @@ def test_ranks_of_a_process_group_agree(tmp_path: Path, meeting: Rendezvous) -> 
         for step in (1, 1, 2):
             save(run, step, rank)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
     ids = set()
     for step in (1, 2):
         marks = {mark_of(run / f"optim_{step:06d}_rank{rank}.pt") for rank in range(WORLD_SIZE)}
@@ -124,7 +106,7 @@ def test_nobody_waits_for_a_rank_that_does_not_save(tmp_path: Path, meeting: Ren
         if rank != 2:
             save(tmp_path, 1, rank)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
     with pytest.raises(fastckpt.IncompleteCheckpointError, match=r"rank2\.pt is missing"):
         fastckpt.load_checkpoint(tmp_path, 1, "cpu", load_optimizer=True)
 
@@ -134,7 +116,7 @@ def test_the_master_alone_may_save_the_state_of_all(tmp_path: Path, meeting: Ren
         if rank == 0:
             save(tmp_path, 1, world_size=1)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
     assert fastckpt.load_checkpoint(tmp_path, 1, "cpu", load_optimizer=True) == ({"n": 0}, 1, {})
 
 
@@ -145,7 +127,7 @@ def test_a_rank_that_skips_its_optimizer_keeps_count(tmp_path: Path, meeting: Re
         save(tmp_path, 1, rank, optimizer=None if rank == 1 else 1)
         save(tmp_path, 1, rank)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
     assert fastckpt.find_last_good_step(tmp_path, world_size=WORLD_SIZE) == 1
 
 
@@ -161,22 +143,18 @@ def test_barrier_returns_when_the_step_is_whole_everywhere(
             fastckpt.barrier_commit(tmp_path, turn % 2, timeout_secs=200)
             assert fastckpt.find_last_good_step(tmp_path, world_size=WORLD_SIZE) == min(turn, 1)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]
 
 
 def test_rank_0_may_end_right_after_the_barrier(tmp_path: Path, meeting: Rendezvous) -> None:
     """The store goes with it, which the others must not need any more."""
 
-    def run(rank: int) -> None:
-        store = meeting.store(rank, WORLD_SIZE)
-        distributed.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
+    def work(rank: int) -> None:
         save(tmp_path, 1, rank)
         fastckpt.barrier_commit(tmp_path, 1, timeout_secs=200)
 
-    children = [start(partial(run, rank)) for rank in range(WORLD_SIZE)]
-    outcomes = [child.outcome() for child in children]
-    assert all(outcome.ok for outcome in outcomes), "\n".join(map(str, outcomes))
+    in_ranks(meeting, WORLD_SIZE, work, meet_again=False)
     assert fastckpt.find_last_good_step(tmp_path, world_size=WORLD_SIZE) == 1
 
 
@@ -191,7 +169,7 @@ def test_barrier_names_the_rank_that_does_not_come(tmp_path: Path, meeting: Rend
         with pytest.raises(fastckpt.IncompleteCheckpointError, match="from rank 3 within 4 s"):
             fastckpt.barrier_commit(tmp_path, 1, timeout_secs=4)
 
-    ranks_of_a_group(tmp_path, meeting, work)
+    in_ranks(meeting, WORLD_SIZE, work)
 
 
 def test_barrier_without_a_group_checks_the_step(tmp_path: Path) -> None:
