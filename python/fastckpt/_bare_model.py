@@ -10,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 # torch.compile puts a module, or a part of one, into another under this name.
 _COMPILED = "_orig_mod"
 # DistributedDataParallel and DataParallel hold the model under this one.
-_PARALLEL = "module."
+PARALLEL = "module."
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -46,10 +46,10 @@ def bare_names(names: Iterable[str], present: Container[str]) -> dict[str, str]:
     bare = {name: bare_name(name) for name in names}
     while (
         bare
-        and all(name.startswith(_PARALLEL) for name in bare.values())
+        and all(name.startswith(PARALLEL) for name in bare.values())
         and not all(name in present for name in bare.values())
     ):
-        bare = {name: stripped.removeprefix(_PARALLEL) for name, stripped in bare.items()}
+        bare = {name: stripped.removeprefix(PARALLEL) for name, stripped in bare.items()}
     return bare
 
 

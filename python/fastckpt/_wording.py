@@ -11,6 +11,11 @@ _SHORTENED = reprlib.Repr()
 _SHORTENED.maxstring = 200
 
 
+def class_name(kind: type) -> str:
+    """Return where a class is defined, and its name, e.g. `torch.optim.adamw.AdamW`."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def some_names(names: Iterable[object]) -> str:
     """Name the first few: there may be thousands."""
     listed = sorted(names, key=str)

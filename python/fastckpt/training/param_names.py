@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fastckpt._bare_model import bare_name
+from fastckpt._bare_model import PARALLEL, bare_name
 
 #: For each group the names of its parameters; None for one that has no name.
 Names = list[list[str | None]]
 
 # torch's own key in a group, where an optimizer was made with `named_parameters()`.
 _TORCHS_KEY = "param_names"
-# DistributedDataParallel and DataParallel hold the model under this name.
-_PARALLEL = "module."
 
 
 def names_of_optimizer(optimizer: Any, names: Mapping[Any, str]) -> Names | None:
@@ -47,10 +45,9 @@ def variants(names: Names) -> Iterator[Names]:
     yield bare
     while True:
         known = [one for group in bare for one in group if one is not None]
-        if not known or not all(one.startswith(_PARALLEL) for one in known):
+        if not known or not all(one.startswith(PARALLEL) for one in known):
             return
         bare = [
-            [None if one is None else one.removeprefix(_PARALLEL) for one in group]
-            for group in bare
+            [None if one is None else one.removeprefix(PARALLEL) for one in group] for group in bare
         ]
         yield bare

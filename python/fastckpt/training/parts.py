@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fastckpt._bare_model import bare_name, unwrap
+from fastckpt._wording import class_name
 
 from .param_names import names_of_optimizer
 from .rng import Generator, capture_rng
@@ -58,7 +59,7 @@ class Parts:
                 if lacking:
                     raise TypeError(
                         f"{name} must have {' and '.join(methods)}, or be a list or a dict of objects "
-                        f"that have; {type(member).__module__}.{type(member).__qualname__} has no "
+                        f"that have; {class_name(type(member))} has no "
                         f"{' and no '.join(lacking)}"
                     )
 
@@ -80,7 +81,8 @@ class Parts:
             )
         classes = {what: getattr(self, what) for what in STATE_KEYS if STATE_KEYS[what] in states}
         states[CLASS_NAMES_KEY] = {
-            what: map_members(part, class_name) for what, part in classes.items()
+            what: map_members(part, lambda member: class_name(type(member)))
+            for what, part in classes.items()
         }
         if save_rng_state:
             states["rng_states"] = self.capture_rng(world_size)
@@ -149,11 +151,6 @@ def named_parameters(model: Any) -> Iterator[tuple[str, Any]]:
         )
         for name, parameter in named() if callable(named) else ():
             yield f"{key}.{bare_name(name)}" if is_several(model) else bare_name(name), parameter
-
-
-def class_name(member: Any) -> str:
-    """Return where the class of an object is defined, and its name."""
-    return f"{type(member).__module__}.{type(member).__qualname__}"
 
 
 def map_members(part: Any, function: Callable[[Any], Any]) -> Any:

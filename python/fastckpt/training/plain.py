@@ -13,6 +13,7 @@ import torch
 from torch import _weights_only_unpickler
 
 from fastckpt._archive.pickling import pickle_object
+from fastckpt._wording import class_name
 from fastckpt.errors import UnsafePickleError
 
 # Their exact types: a subclass is pickled by name, and that name is refused.
@@ -81,7 +82,7 @@ def _refuse_leaf(path: str, value: Any) -> None:
 
 
 def _describe(path: str, value: Any) -> str:
-    return f"{path}: {type(value).__module__}.{type(value).__qualname__}"
+    return f"{path}: {class_name(type(value))}"
 
 
 def _refusal(value: Any) -> str | None:

@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from fastckpt._wording import class_name
+
 from .numpy_rng import encode_arrays, fit_state, plain_global_state, read_state, try_state
 
 #: Any of `random.Random`, `numpy.random.Generator` and `torch.Generator`.
@@ -212,7 +214,7 @@ def _kind_of(name: str, generator: Generator) -> Kind:
         return "numpy"
     raise TypeError(
         f"generators[{name!r}] must be a random.Random, a numpy.random.Generator or a "
-        f"torch.Generator, not {type(generator).__module__}.{type(generator).__qualname__}"
+        f"torch.Generator, not {class_name(type(generator))}"
     )
 
 

@@ -218,7 +218,7 @@ def _dtype(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def names_in_another_order(what: str, model: Any, state: Any, names: list[str]) -> str | None:
+def names_in_another_order(model: Any, state: Any, names: list[str]) -> str | None:
     """Say whether the saved state has these names in another order; None if not, or if it lacks one."""
     if not isinstance(model, nn.Module) or not isinstance(state, Mapping):
         return None

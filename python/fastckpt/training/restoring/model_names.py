@@ -10,10 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from fastckpt._bare_model import bare_name, unwrap
-
-# DistributedDataParallel and DataParallel hold the model under this name.
-_PARALLEL = "module"
+from fastckpt._bare_model import PARALLEL, bare_name, bare_names, unwrap
 
 
 def state_for(model: nn.Module, state: Mapping[str, Any]) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -48,11 +45,8 @@ def _is_wrapped(model: nn.Module, state: Mapping[str, Any]) -> bool:
 def _named_as_in(model: nn.Module, state: Mapping[str, Any]) -> OrderedDict[str, Any] | None:
     """Return the state under the names that a bare model has for it; None if it is another model's."""
     present = {bare_name(name): name for name in model.state_dict()}
-    saved = {name: bare_name(name) for name in state}
-    strips = 0
-    while _are_parallel(saved.values()) and not present.keys() >= set(saved.values()):
-        saved = {name: _without_first(bare) for name, bare in saved.items()}
-        strips += 1
+    saved = bare_names(state, present)
+    strips = max((bare_name(name).count(".") - saved[name].count(".") for name in state), default=0)
     if len(set(saved.values())) != len(saved) or set(saved.values()) != present.keys():
         return None
     renamed = OrderedDict((present[saved[name]], value) for name, value in state.items())
@@ -72,7 +66,7 @@ def _named_as_in(model: nn.Module, state: Mapping[str, Any]) -> OrderedDict[str,
 
 def _are_parallel(names: Iterable[str]) -> bool:
     names = list(names)
-    return bool(names) and all(name.startswith(f"{_PARALLEL}.") for name in names)
+    return bool(names) and all(name.startswith(PARALLEL) for name in names)
 
 
 def _without_first(name: str) -> str:

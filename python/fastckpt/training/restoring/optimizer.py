@@ -242,7 +242,7 @@ class _Fit:
         if names != everything:
             return  # It was not made from the model's parameters in their order.
         changed = names_in_another_order(
-            "model", self.around.model, self.around.model_state, [name for name in names if name]
+            self.around.model, self.around.model_state, [name for name in names if name]
         )
         if changed is not None and self.saved.state["state"]:
             raise StateMismatchError(
@@ -294,7 +294,7 @@ class _Fit:
     def _has_shaped_state(self) -> bool:
         """Whether state that is of another shape than its parameter must be wrong."""
         kind = kind_of(self.optimizer)
-        return is_torchs(f"{kind.__module__}.") and kind.__name__ != _FLAT
+        return is_torchs(kind) and kind.__name__ != _FLAT
 
     def _misfit(self, entry: Any, parameter: torch.Tensor) -> str | None:
         present = self.optimizer.state.get(parameter)

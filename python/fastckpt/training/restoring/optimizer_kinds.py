@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from fastckpt._wording import class_name
+
 # Settings that only some versions of torch have, that choose an implementation, or that a scheduler adds.
 _NOT_OF_A_KIND = frozenset(
     {
@@ -44,15 +46,15 @@ _NEEDED_BY_SETTING = {"amsgrad": "max_exp_avg_sq", "centered": "grad_avg"}
 _DECOUPLED = "decoupled_weight_decay"
 
 
-def is_torchs(class_name: str) -> bool:
-    """Whether a class, named with its module, is one of torch's own: of torch.optim."""
-    return class_name.startswith("torch.optim.")
+def is_torchs(kind: type) -> bool:
+    """Whether a class is one of torch's own optimizers."""
+    return _names_torchs(class_name(kind))
 
 
 def kind_of(optimizer: Optimizer) -> type[Optimizer]:
     """Return the class of an optimizer; of a class derived from one of torch's, that one."""
     for base in type(optimizer).__mro__:
-        if is_torchs(f"{base.__module__}.") and base is not Optimizer:
+        if base is not Optimizer and is_torchs(base):
             return base
     return type(optimizer)
 
@@ -69,7 +71,7 @@ def other_kind(
         keep: Settings that stay those of the script.
     """
     kind = kind_of(optimizer)
-    own_names = {f"{one.__module__}.{one.__qualname__}" for one in (kind, type(optimizer))}
+    own_names = {class_name(one) for one in (kind, type(optimizer))}
     if saved_class in own_names:
         # Settings may come and go with versions of one class.
         return _other_state(optimizer, kind, state, keep)
@@ -81,8 +83,8 @@ def other_kind(
 
 
 def _other_class(kind: type[Optimizer], saved: Any, keep: Collection[str]) -> str | None:
-    present = f"{kind.__module__}.{kind.__qualname__}"
-    if not isinstance(saved, str) or not is_torchs(saved) or not is_torchs(present):
+    present = class_name(kind)
+    if not isinstance(saved, str) or not _names_torchs(saved) or not is_torchs(kind):
         return None
     names = [name.rpartition(".")[2] for name in (saved, present)]
     if names[0] == names[1] or (set(names) == {"Adam", "AdamW"} and _DECOUPLED in keep):
@@ -118,7 +120,7 @@ def _other_state(
         return None
     needed = {*_needed(kind, state["param_groups"], optimizer, keep)}
     present = [set(one) for one in optimizer.state.values() if isinstance(one, dict) and one]
-    if present and not is_torchs(f"{kind.__module__}."):
+    if present and not is_torchs(kind):
         needed = set.intersection(*present)
     for entry in entries:
         missing = sorted(str(key) for key in needed - entry.keys())
@@ -137,7 +139,7 @@ def _needed(
     optimizer: Optimizer,
     keep: Collection[str],
 ) -> Iterable[str]:
-    if not is_torchs(f"{kind.__module__}."):
+    if not is_torchs(kind):
         return
     yield from _NEEDED_IN_STATE.get(kind.__name__, ())
     for setting, key in _NEEDED_BY_SETTING.items():
@@ -152,6 +154,10 @@ def _adam_hint(names: Collection[str]) -> str:
             f". keep=({_DECOUPLED!r},) takes its moments, and decays the weights as this one does"
         )
     return ""
+
+
+def _names_torchs(name: str) -> bool:
+    return name.startswith("torch.optim.")
 
 
 @cache

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from fastckpt._wording import class_name
 from fastckpt.errors import StateMismatchError
 from fastckpt.training.parts import (
     CLASS_NAMES_KEY,
     PARAM_NAMES_KEY,
     STATE_KEYS,
     Parts,
-    class_name,
     form_of,
     is_several,
     member_states,
@@ -85,7 +85,7 @@ class _Plan:
         """Compare everything; raise, or note, what does not fit."""
         if self._choices.load_rng_state:
             self._plan_rng()
-        self._plan_each("model", self._plan_model)
+        self._plan_each("model", self._plan_model, may_be_empty=True)
         if self._choices.load_optimizer:
             self._plan_each("optimizer", self._plan_optimizer)
             self._plan_schedulers()
@@ -126,12 +126,19 @@ class _Plan:
             self.report.skip(what, reason)
 
     def _plan_each(
-        self, what: str, plan: Callable[[int, str, Any, Any], Restoration | None]
+        self,
+        what: str,
+        plan: Callable[[int, str, Any, Any], Restoration | None],
+        *,
+        may_be_empty: bool = False,
     ) -> None:
-        """Plan each object of a part; nothing is to be said of what is on neither side."""
+        """Plan each object of a part; nothing is to be said of what is on neither side.
+
+        An empty state counts as none unless it `may_be_empty`: a model without parameters has one, and a
+        scaler that is disabled.
+        """
         part, states = getattr(self._parts, what), self._state(what)
-        # A model without parameters has an empty state.
-        is_there = is_state(states) or (what == "model" and states is not None)
+        is_there = is_state(states) or (may_be_empty and states is not None)
         if part is None or not is_there:
             if part is not None and what == "model":
                 raise StateMismatchError(f"{self._path} has no state of the model")
@@ -215,7 +222,7 @@ class _Plan:
                 self.report.skip(name, "it is disabled, and stays as it is", expected=True)
             return None
         load = partial(scaler.load_state_dict, state)
-        may_refuse = not class_name(scaler).startswith("torch.")
+        may_refuse = not class_name(type(scaler)).startswith("torch.")
         return Restoration(name, load, partial(snapshot.of_object, scaler), may_refuse=may_refuse)
 
     def _plan_scalers(self) -> None:
@@ -226,14 +233,7 @@ class _Plan:
         )
         if not is_state(state) and all_off:
             return
-        if scaler is not None and state is not None and not is_several(scaler):
-            # An empty state, too, says something.
-            restoration = self._plan_scaler(0, "scaler", scaler, state)
-            if restoration is not None:
-                self.restorations.append(restoration)
-                self._complete.append("scaler")
-            return
-        self._plan_each("scaler", self._plan_scaler)
+        self._plan_each("scaler", self._plan_scaler, may_be_empty=True)
 
     def _plan_averages(self) -> None:
         ema = self._parts.ema
@@ -269,12 +269,14 @@ class _Plan:
 
     def _told(self, key: str, what: str, number: int) -> Any:
         """Return what the checkpoint says, beside the states, of one object of a part."""
-        part, told = getattr(self._parts, what), self._contents.get(key)
-        pairs = member_states(part, told)
-        return None if pairs is None else pairs[number][1]
+        return self._of_member(self._contents.get(key), what, number)
 
     def _class(self, what: str, number: int) -> Any:
         names = self._contents.get(CLASS_NAMES_KEY)
-        part = getattr(self._parts, what)
-        pairs = member_states(part, names.get(what)) if isinstance(names, Mapping) else None
+        return self._of_member(
+            names.get(what) if isinstance(names, Mapping) else None, what, number
+        )
+
+    def _of_member(self, told: Any, what: str, number: int) -> Any:
+        pairs = member_states(getattr(self._parts, what), told)
         return None if pairs is None else pairs[number][1]

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from fastckpt._wording import some_names
+from fastckpt._wording import class_name, some_names
 from fastckpt.errors import StateMismatchError
-from fastckpt.training.parts import class_name
 
 from . import snapshot
 from .choices import Choices
@@ -73,14 +72,14 @@ def plan_scheduler(
         what,
         partial(scheduler.load_state_dict, state),
         partial(snapshot.of_object, scheduler),
-        may_refuse=not class_name(scheduler).startswith(_TORCHS),
+        may_refuse=not class_name(type(scheduler)).startswith(_TORCHS),
     )
 
 
 def _misfit(
     scheduler: Any, present: Mapping[str, Any], saved: Mapping[str, Any], saved_class: Any
 ) -> str | None:
-    own_class = class_name(scheduler)
+    own_class = class_name(type(scheduler))
     names = (saved_class, own_class)
     if all(isinstance(name, str) and name.startswith(_TORCHS) for name in names) and (
         saved_class != own_class
